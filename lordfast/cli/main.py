@@ -1,0 +1,69 @@
+"""Entry point of the ``lordfast`` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "demo": "the whole story on the embedded model: attack, defend, train, generate; offline, on a CPU",
+    "attack": "perturb a folder of images so that fine-tuning on them fails",
+    "stage1": "train a LoRD on clean and perturbed images",
+    "stage2": "train a DreamBooth LoRA, on top of a frozen LoRD or without one",
+    "generate": "draw images with a model, a LoRD and a LoRA",
+    "evaluate": "measure generated images, attacked images, or how well lambda detects an attack",
+    "info": "versions, devices, backends and why one is missing",
+}
+
+
+def usage() -> str:
+    """The text of ``lordfast --help``."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: lordfast COMMAND [options]\n\n"
+        "Fine-tune diffusion models on images you can't trust.\n\n"
+        f"commands:\n{rows}\n\n"
+        "lordfast COMMAND --help explains a command; lordfast --version prints the version.\n"
+        "A first look: lordfast demo --quick"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        from lordfast import __version__
+
+        print(f"lordfast {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        print(f"error: no command {args[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return _run(args[0], args[1:])
+
+
+def _run(command: str, args: list[str]) -> int:
+    from lordfast.cli.parse import Stopped
+
+    try:
+        import_module(f"lordfast.cli.{command}").run(args)
+    except Stopped as stopped:
+        print(f"\nStopped {stopped.done}. Go on with:\n  {stopped.resume}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    # OSError covers missing folders, full disks and denied access; anything else is a bug and keeps its traceback.
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

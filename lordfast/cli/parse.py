@@ -1,0 +1,75 @@
+"""Flags, YAML files and presets into a config dataclass, and a config into a run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tyro
+
+from lordfast.training.config import C, read_yaml, to_flags
+from lordfast.training.interrupt import Interrupted
+
+
+class Stopped(Exception):
+    """An interrupted command, and the command line that goes on with it."""
+
+    def __init__(self, done: str, resume: str) -> None:
+        super().__init__(done)
+        self.done, self.resume = done, resume
+
+
+def parse(
+    cls: type[C], command: str, args: list[str], presets: Mapping[str, dict[str, Any]] | None = None
+) -> C:
+    """Parse `args` into `cls`: defaults, then ``--preset``, then ``--config FILE``, then the other flags, last wins.
+
+    Raises:
+        ValueError: an unknown preset, or a YAML file that is unreadable, foreign or has unknown fields.
+        SystemExit: from tyro, for bad flags and ``--help``.
+    """
+    presets = presets or {}
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    early.add_argument("--preset")
+    known, rest = early.parse_known_args(args)
+    settings: dict[str, Any] = {}
+    if known.preset is not None:
+        if known.preset not in presets:
+            there = ", ".join(presets) or "none for this command"
+            raise ValueError(f"preset: expected one of: {there}; got {known.preset!r}")
+        settings |= presets[known.preset]
+    if known.config is not None:
+        settings |= _checked(cls, known.config, read_yaml(known.config, command))
+    extra = "\n\n--config FILE.yaml reads settings from a file; a run's own config.yaml runs it again."
+    for name, values in presets.items():
+        shown = ", ".join(f"{key} {value}" for key, value in values.items())
+        extra += f"\n\n--preset {name}: {shown}."
+    # Later flags win, so what the person wrote stands last.
+    return tyro.cli(
+        cls,
+        prog=f"lordfast {command}",
+        description=(cls.__doc__ or "") + extra,
+        args=to_flags(settings) + rest,
+    )
+
+
+def _checked(cls: type[Any], path: str, values: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(cls)}
+    unknown = [name for name in values if name not in names]
+    if unknown:
+        raise ValueError(f"config: {path} sets {', '.join(map(repr, unknown))}, which this command does not have")
+    return values
+
+
+def run_resumable(command: str, config: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Call `work`; when it is interrupted, raise `Stopped` with the command line that goes on."""
+    try:
+        return work()
+    except Interrupted as interrupted:
+        path = config.out / "config.yaml"
+        resume = ["lordfast", *command.split(), "--config", str(path), "--resume"]
+        raise Stopped(interrupted.done, shlex.join(resume)) from None

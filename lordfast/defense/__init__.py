@@ -1,0 +1,4 @@
+"""Stage 1: adversarial training of LoRD.
+
+May be imported by evaluation, report, demo and cli; imports attacks, training, diffusion, data and adapter.
+"""

@@ -1,0 +1,20 @@
+"""What a latent diffusion model is to lordfast: load its parts once, encode, noise, predict, loss, sample, cache.
+
+The only package that knows pipeline classes: a new model family is one more file here.
+May be imported by training and everything above it; imports data's pixel helpers at most, never adapters.
+"""
+
+from lordfast.diffusion.cache import TensorCache, content_key
+from lordfast.diffusion.families import load_model
+from lordfast.diffusion.model import DTYPES, LatentDiffusion, resolve_device
+from lordfast.diffusion.resolve import resolve_model
+
+__all__ = [
+    "DTYPES",
+    "LatentDiffusion",
+    "TensorCache",
+    "content_key",
+    "load_model",
+    "resolve_device",
+    "resolve_model",
+]

@@ -1,0 +1,118 @@
+"""A cache of tensors on disk, keyed by content, so that no image or prompt is encoded twice."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lordfast.data import to_tensor
+from lordfast.diffusion.model import LatentDiffusion, Text
+
+
+def content_key(*parts: object) -> str:
+    """A hex digest of `parts`; arrays count with dtype, shape and bytes, everything else with its repr."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def default_cache_dir() -> Path:
+    """``$LORDFAST_CACHE``, else ``lordfast`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if "LORDFAST_CACHE" in os.environ:
+        return Path(os.environ["LORDFAST_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lordfast"
+
+
+class TensorCache:
+    """Dictionaries of tensors in safetensors files, one file a key, written to a temporary file and renamed.
+
+    Attributes:
+        hits, misses: how often `get` found something, and how often not.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = Path(folder) if folder is not None else default_cache_dir()
+        self.hits = 0
+        self.misses = 0
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors under `key`, or None; an unreadable file counts as absent."""
+        path = self._path(key)
+        try:
+            found = load_file(path) if path.exists() else None
+        except (SafetensorError, OSError):
+            found = None
+        self.hits += found is not None
+        self.misses += found is None
+        return found
+
+    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Store `tensors` under `key`, on the CPU."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
+        os.replace(temporary, path)
+
+
+@torch.no_grad()
+def cached_moments(
+    model: LatentDiffusion, images: Iterable[np.ndarray], cache: TensorCache, batch_size: int = 8
+) -> tuple[Tensor, Tensor]:
+    """Latent means and standard deviations of uint8 images (H, W, 3), each (N, C, h, w) fp32 on the CPU.
+
+    The key is the image's pixels, the VAE's weights and its dtype: a renamed file hits, an edited one misses.
+    """
+    found: list[dict[str, Tensor] | None] = []
+    pending: list[tuple[int, str, np.ndarray]] = []
+
+    def flush() -> None:
+        if not pending:
+            return
+        mean, std = model.encode_moments(to_tensor([image for _, _, image in pending]).to(model.device))
+        for (index, key, _), one_mean, one_std in zip(pending, mean.cpu(), std.cpu(), strict=True):
+            found[index] = {"mean": one_mean, "std": one_std}
+            cache.put(key, found[index] or {})
+        pending.clear()
+
+    for index, image in enumerate(images):
+        key = content_key("moments", model.fingerprint("vae"), str(model.vae.dtype), image)
+        found.append(cache.get(key))
+        if found[-1] is None:
+            pending.append((index, key, image))
+        if len(pending) == batch_size:
+            flush()
+    flush()
+    whole = [item for item in found if item is not None]
+    return torch.stack([item["mean"] for item in whole]), torch.stack([item["std"] for item in whole])
+
+
+def cached_text(model: LatentDiffusion, prompts: Sequence[str], cache: TensorCache) -> Text:
+    """The conditioning for `prompts`, row i for prompt i, on the CPU; each distinct prompt is embedded once."""
+    known: dict[str, Text] = {}
+    for prompt in dict.fromkeys(prompts):
+        key = content_key("text", model.fingerprint("text_encoder"), str(model.dtype), model.tokenize([prompt]).tolist())
+        text = cache.get(key)
+        if text is None:
+            text = {name: value.cpu() for name, value in model.embed([prompt]).items()}
+            cache.put(key, text)
+        known[prompt] = text
+    names = next(iter(known.values())).keys()
+    return {name: torch.cat([known[prompt][name] for prompt in prompts]) for name in names}

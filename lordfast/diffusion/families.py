@@ -1,0 +1,58 @@
+"""Load a model by the pipeline class that its ``model_index.json`` names."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from lordfast.diffusion import stable_diffusion
+from lordfast.diffusion.model import DTYPES, LatentDiffusion, resolve_device
+from lordfast.diffusion.resolve import resolve_model
+
+_LOADERS: dict[str, Callable[..., LatentDiffusion]] = {
+    "StableDiffusionPipeline": stable_diffusion.load,
+}
+
+
+def load_model(model: str | Path, *, device: str = "auto", dtype: str = "fp32") -> LatentDiffusion:
+    """Load the parts of a latent diffusion model once, frozen.
+
+    Args:
+        model: a diffusers folder, a hub id, or ``demo`` (see `resolve_model`).
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
+        dtype: ``fp32``, ``bf16`` or ``fp16``, of the frozen weights.
+
+    Raises:
+        ValueError: what came is no model, a family that is not supported, or a dtype that is none of the three.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    resolved_device = resolve_device(device)
+    source = resolve_model(model)
+    family = _pipeline_class(source, str(model))
+    if family not in _LOADERS:
+        raise ValueError(f"model: {model} is a {family}; supported are {', '.join(_LOADERS)}")
+    with warnings.catch_warnings():
+        # transformers announces a missing torchvision, which nothing here needs.
+        warnings.filterwarnings("ignore", message=".*torchvision.*")
+        return _LOADERS[family](source, name=str(model), device=resolved_device, dtype=DTYPES[dtype])
+
+
+def _pipeline_class(source: str, shown: str) -> str:
+    index = Path(source) / "model_index.json"
+    if not Path(source).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            index = Path(hf_hub_download(source, "model_index.json"))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(
+                f"model: {shown} is no local folder, and the hub did not give its model_index.json: {error}"
+            ) from error
+    try:
+        return json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"model: {index} is no model index in diffusers format ({error})") from error

@@ -1,0 +1,100 @@
+"""What every command's config shares, and how a config travels through YAML and flags."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+C = TypeVar("C", bound="RunConfig")
+
+NOT_IDENTITY = frozenset({"out", "resume", "overwrite", "config", "preset"})
+"""Fields that may differ between an interrupted run and its resumption."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Where a run writes, and what makes it reproducible."""
+
+    out: Path
+    """Run folder: config.yaml, environment.json, metrics.jsonl, summary.json, checkpoints/ and the product."""
+    seed: int = 0
+    """Seeds everything random in the run; the same seed on the same machine gives the same result."""
+    device: str = "auto"
+    """auto (CUDA where there is one, else CPU), cpu, cuda, cuda:N."""
+    dtype: str = "fp32"
+    """Of the frozen weights: fp32, bf16 or fp16. Trained weights are always fp32."""
+    resume: bool = False
+    """Go on with the interrupted run in --out."""
+    overwrite: bool = False
+    """Delete the run in --out and start anew."""
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The config as plain YAML values: paths are strings, tuples are lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def to_flags(values: dict[str, Any]) -> list[str]:
+    """Flags that set `values`: the one route by which YAML files and presets reach a config.
+
+    Booleans become ``--name`` or ``--no-name``, lists several words, None is left to the default.
+    """
+    flags: list[str] = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list | tuple):
+            flags += [f"--{flag}", *map(str, value)]
+        else:
+            flags += [f"--{flag}", str(value)]
+    return flags
+
+
+def read_yaml(path: str | Path, command: str) -> dict[str, Any]:
+    """The settings in a YAML file, for `command`.
+
+    Raises:
+        ValueError: the file is missing, is no mapping, or was written by another command.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"config: {path} does not exist") from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(f"config: {path} is no readable YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {path} holds a {type(values).__name__}; expected names and values")
+    written_by = values.pop("command", command)
+    if written_by != command:
+        raise ValueError(f"config: {path} belongs to 'lordfast {written_by}', not to 'lordfast {command}'")
+    return values
+
+
+def write_yaml(path: Path, command: str, config: RunConfig) -> None:
+    """Write the complete config so that ``lordfast COMMAND --config path`` runs it again."""
+    values = {"command": command, **to_dict(config)}
+    values["resume"] = values["overwrite"] = False
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.replace(path)
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Lines ``name: before -> now`` for every field that decides what a run computes and differs."""
+    names = [name for name in {**before, **now} if name not in NOT_IDENTITY and name != "command"]
+    return [f"{n}: {before.get(n)!r} -> {now.get(n)!r}" for n in names if before.get(n) != now.get(n)]

@@ -1,0 +1,146 @@
+"""Training examples as the loop draws them: cached latents, their text, fresh noise and timesteps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lordfast.data import ImageRecord, list_images, load_images
+from lordfast.diffusion import LatentDiffusion, TensorCache
+from lordfast.diffusion.cache import cached_moments, cached_text
+from lordfast.training.progress import console
+
+
+CaptionMode = Literal["optional", "required", "ignore"]
+
+
+@dataclass(kw_only=True)
+class ImageOptions:
+    """How a folder of images becomes square training images. Mixed into the configs that read one."""
+
+    resolution: int | None = None
+    """Side in pixels; the model's own when left out."""
+    crop: Literal["center", "random"] = "center"
+    """Which square of an image that is not square; the aspect ratio is never changed."""
+    variants: int = 1
+    """With --crop random: how many different crops of each image are drawn (and cached)."""
+    flip: bool = False
+    """Also train on mirrored images."""
+    skip_bad: bool = False
+    """Go on without images that can't be read, naming each."""
+
+
+def read_images(
+    folder: Path,
+    options: ImageOptions,
+    resolution: int,
+    *,
+    seed: int,
+    prompt: str | None = None,
+    captions: CaptionMode = "optional",
+) -> list[tuple[ImageRecord, np.ndarray]]:
+    """Every example of `folder`: (record, uint8 image (resolution, resolution, 3)), crops and mirrors included."""
+    records = list_images(folder, prompt=prompt, captions=captions)
+    found = list(
+        load_images(
+            records,
+            resolution,
+            crop=options.crop,
+            seed=seed,
+            variants=options.variants,
+            skip_bad=options.skip_bad,
+            on_bad=report_bad,
+        )
+    )
+    if options.flip:
+        found += [(record, np.ascontiguousarray(image[:, ::-1])) for record, image in found]
+    return found
+
+
+def report_bad(record: ImageRecord, error: Exception) -> None:
+    """Name an image that ``skip_bad`` passes over."""
+    console.print(f"[yellow]skipped[/] {error}", highlight=False)
+
+
+class LatentStore:
+    """Latent moments of the examples, encoded once, on the CPU."""
+
+    def __init__(self, model: LatentDiffusion, images: Sequence[np.ndarray], cache: TensorCache) -> None:
+        self.mean, self.std = cached_moments(model, images, cache)
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def draw(self, index: int, generator: torch.Generator, sample: bool) -> Tensor:
+        """Latents (C, h, w) of one example: the posterior mean, or a sample of it."""
+        mean = self.mean[index]
+        return mean + self.std[index] * torch.randn(mean.shape, generator=generator) if sample else mean
+
+
+class TextStore:
+    """Per example either cached conditioning rows, or token ids when the text encoder is trained."""
+
+    def __init__(self, model: LatentDiffusion, prompts: Sequence[str], cache: TensorCache, trained: bool = False) -> None:
+        self.rows = {"ids": model.tokenize(prompts).cpu()} if trained else cached_text(model, prompts, cache)
+
+    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        return {name: value[list(indices)] for name, value in self.rows.items()}
+
+
+def draw_noise(shape: torch.Size, timesteps: int, generator: torch.Generator) -> tuple[Tensor, int]:
+    """Standard-normal noise of `shape` and a timestep t ~ U[0, timesteps)."""
+    noise = torch.randn(shape, generator=generator)
+    return noise, int(torch.randint(timesteps, (1,), generator=generator))
+
+
+class LatentBatches:
+    """Batches of ``latents, noise, timesteps, text`` over one folder of images."""
+
+    def __init__(self, store: LatentStore, text: TextStore, timesteps: int, sample: bool = False) -> None:
+        self.store, self.text, self.timesteps, self.sample = store, text, timesteps, sample
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __call__(self, indices: Sequence[int], generators: Sequence[torch.Generator]) -> dict[str, Any]:
+        latents, noises, times = [], [], []
+        for index, generator in zip(indices, generators, strict=True):
+            latents.append(self.store.draw(index, generator, self.sample))
+            noise, time = draw_noise(latents[-1].shape, self.timesteps, generator)
+            noises.append(noise)
+            times.append(time)
+        return {
+            "latents": torch.stack(latents),
+            "noise": torch.stack(noises),
+            "timesteps": torch.tensor(times),
+            "text": self.text(indices),
+        }
+
+
+class WithPrior:
+    """Each batch of instance images followed by as many class images (DreamBooth's prior preservation)."""
+
+    def __init__(self, instance: LatentBatches, prior: LatentBatches) -> None:
+        self.instance, self.prior = instance, prior
+
+    def __len__(self) -> int:
+        return len(self.instance)
+
+    def __call__(self, indices: Sequence[int], generators: Sequence[torch.Generator]) -> dict[str, Any]:
+        first = self.instance(indices, generators)
+        drawn = [int(torch.randint(len(self.prior), (1,), generator=g)) for g in generators]
+        second = self.prior(drawn, generators)
+        return _merge(first, second, lambda a, b: torch.cat([a, b]))
+
+
+def _merge(first: dict[str, Any], second: dict[str, Any], join: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
+    return {
+        key: _merge(value, second[key], join) if isinstance(value, dict) else join(value, second[key])
+        for key, value in first.items()
+    }

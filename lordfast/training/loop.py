@@ -1,0 +1,273 @@
+"""The training loop: it owns steps, precision, processes, checkpoints and logging, and nothing about the loss."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lordfast.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from lordfast.training.config import RunConfig
+from lordfast.training.interrupt import Interrupted, StopOnSignal
+from lordfast.training.progress import progress
+from lordfast.training.run import RunFolder
+from lordfast.training.seeds import derive_seed, derived_generator
+
+Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(RunConfig):
+    """What the loop itself needs."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    epochs: int | None = None
+    """Passes over the data; decides instead of --steps when given."""
+    batch_size: int = 4
+    """Examples per forward and process."""
+    accumulate: int = 1
+    """Forwards per optimiser step: the effective batch is batch_size x accumulate x processes."""
+    lr: float = 1e-4
+    """Peak learning rate of AdamW."""
+    lr_schedule: Schedule = "constant"
+    """How the learning rate moves over the run."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up, for every schedule but constant."""
+    weight_decay: float = 1e-2
+    """AdamW's decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Clip the gradient to this L2 norm; 0 leaves it alone."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, same gradients."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; the last step always leaves one."""
+    keep_checkpoints: int = 2
+    """How many checkpoints stay on disk."""
+    tensorboard: bool = True
+    """Write TensorBoard curves where tensorboard is installed."""
+
+
+class Batches(Protocol):
+    """Where the loop gets its data: `indices` choose the examples, one generator an example everything drawn."""
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, indices: Sequence[int], generators: Sequence[torch.Generator]) -> dict[str, Any]: ...
+
+
+class Objective(nn.Module):
+    """A loss over a batch: ``forward(**batch) -> {"loss": scalar, other metrics}``.
+
+    It holds the modules it trains as submodules, so that wrapping it for several processes wraps them.
+    """
+
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Groups for the optimiser; by default everything that requires a gradient, at `lr`."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Raise ValueError for settings no loop can run with."""
+    for name in ("steps", "epochs", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    for name in ("lr", "weight_decay", "clip_norm", "warmup_steps"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
+
+
+def make_accelerator(dtype: str, device: torch.device) -> Any:
+    """An `accelerate.Accelerator` for `dtype` on `device`, whatever an earlier one in this process used.
+
+    Raises:
+        ValueError: fp16 training on a CPU, which has no fp16 gradient scaling.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if dtype == "fp16" and device.type == "cpu":
+        raise ValueError("dtype: fp16 training needs a GPU; expected fp32 or bf16 on the CPU")
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision="no" if dtype == "fp32" else dtype, cpu=device.type == "cpu")
+
+
+def total_steps(config: TrainingConfig, examples: int, processes: int) -> int:
+    """Optimiser steps of the whole run."""
+    if config.epochs is None:
+        return config.steps
+    return -(-examples * config.epochs // (config.batch_size * config.accumulate * processes))
+
+
+def train(
+    objective: Objective,
+    batches: Batches,
+    config: TrainingConfig,
+    accelerator: Any,
+    *,
+    run: RunFolder | None = None,
+    description: str = "training",
+    on_step: Callable[[int, bool], None] | None = None,
+) -> dict[str, Any]:
+    """Train whatever in `objective` requires a gradient.
+
+    Step k draws example n = k * effective batch + slot from permutation n // len(batches) of the data, with a
+    generator seeded by (seed, k, slot): the result depends neither on interruptions nor on how the effective batch
+    is split over processes and accumulation.
+
+    Args:
+        run: where checkpoints and metrics go; None trains in memory (attack surrogates).
+        on_step: called on every process with (k, whether it is the last) after step k, counted from 1.
+
+    Returns:
+        ``steps``, ``loss`` (mean over the last tenth of the steps), ``seconds`` of this session.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; a checkpoint of the last finished step lies in `run`.
+        ValueError: the loss became NaN or infinite; the message names the step.
+    """
+    from diffusers.optimization import get_scheduler
+
+    check_training(config)
+    steps = total_steps(config, len(batches), accelerator.num_processes)
+    optimizer = torch.optim.AdamW(objective.parameter_groups(config.lr), lr=config.lr, weight_decay=config.weight_decay)
+    schedule = get_scheduler(config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps)
+    trainable = {name: value for name, value in objective.named_parameters() if value.requires_grad}
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+
+    done = 0
+    found = latest_checkpoint(run.checkpoints) if run is not None and config.resume else None
+    if found is not None:
+        done = _restore(found, trainable, optimizer, schedule, accelerator)
+    if run is not None:
+        run.rewind(done)
+    board = _tensorboard(run) if run is not None and config.tensorboard and accelerator.is_main_process else None
+
+    losses: list[float] = []
+    started = time.perf_counter()
+    show = accelerator.is_main_process and run is not None
+    with StopOnSignal() as stop, progress(description, steps, start=done, show=show) as advance:
+        for step in range(done, steps):
+            # Dropout is the only thing left that draws from the global generator.
+            torch.manual_seed(derive_seed(config.seed, "step", step, accelerator.process_index))
+            row = _step(wrapped, batches, config, accelerator, optimizer, schedule, step, list(trainable.values()))
+            losses.append(row["loss"])
+            if run is not None:
+                run.log({"step": step + 1, **row})
+            if board is not None:
+                for name, value in row.items():
+                    board.add_scalar(name, value, step + 1)
+            advance(note=f"loss {row['loss']:.4f}")
+            halt = _any(stop.requested, accelerator)
+            last = step + 1 == steps
+            if run is not None and run.write and (last or halt or (step + 1) % config.checkpoint_every == 0):
+                state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+                if accelerator.scaler is not None:
+                    state["scaler"] = accelerator.scaler.state_dict()
+                save_checkpoint(run.checkpoints, step + 1, trainable, state, config.keep_checkpoints)
+            if on_step is not None:
+                on_step(step + 1, last)
+            if halt and not last:
+                raise Interrupted(f"after step {step + 1} of {steps}")
+    if board is not None:
+        board.close()
+    tail = losses[-max(1, steps // 10) :]
+    return {
+        "steps": steps,
+        "loss": sum(tail) / len(tail) if tail else None,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def _step(
+    wrapped: nn.Module,
+    batches: Batches,
+    config: TrainingConfig,
+    accelerator: Any,
+    optimizer: Any,
+    schedule: Any,
+    step: int,
+    trainable: list[nn.Parameter],
+) -> dict[str, float]:
+    world, rank = accelerator.num_processes, accelerator.process_index
+    effective = config.batch_size * config.accumulate * world
+    sums: dict[str, Tensor] = {}
+    for micro in range(config.accumulate):
+        first = (micro * world + rank) * config.batch_size
+        slots = range(first, first + config.batch_size)
+        indices = [_example(step * effective + slot, len(batches), config.seed) for slot in slots]
+        generators = [derived_generator(config.seed, "draw", step, slot) for slot in slots]
+        batch = {key: _to(value, accelerator.device) for key, value in batches(indices, generators).items()}
+        sync = micro + 1 == config.accumulate
+        with contextlib.nullcontext() if sync else accelerator.no_sync(wrapped):
+            out = wrapped(**batch)
+            accelerator.backward(out["loss"] / config.accumulate)
+        for name, value in out.items():
+            sums[name] = sums.get(name, 0) + value.detach().float() / config.accumulate
+    norm = accelerator.clip_grad_norm_(trainable, config.clip_norm) if config.clip_norm else None
+    lr = schedule.get_last_lr()[0]
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad()
+    row = {name: float(value) for name, value in accelerator.reduce(sums, reduction="mean").items()}
+    if not torch.isfinite(torch.tensor(row["loss"])):
+        raise ValueError(f"loss: became {row['loss']} at step {step + 1}; a lower lr or dtype fp32 usually helps")
+    row["lr"] = lr
+    if norm is not None:
+        row["grad_norm"] = float(norm)
+    return row
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, size: int) -> list[int]:
+    return torch.randperm(size, generator=derived_generator(seed, "epoch", epoch)).tolist()
+
+
+def _example(n: int, size: int, seed: int) -> int:
+    epoch, position = divmod(n, size)
+    return _permutation(seed, epoch, size)[position]
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {key: _to(item, device) for key, item in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _any(flag: bool, accelerator: Any) -> bool:
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum") > 0)
+
+
+def _restore(checkpoint: Any, trainable: dict[str, nn.Parameter], optimizer: Any, schedule: Any, accelerator: Any) -> int:
+    step, weights, state = load_checkpoint(checkpoint)
+    if weights.keys() != trainable.keys():
+        odd = sorted(weights.keys() ^ trainable.keys())
+        raise ValueError(f"resume: {checkpoint} holds other weights than this run trains, such as {odd[0]}")
+    with torch.no_grad():
+        for name, value in weights.items():
+            trainable[name].copy_(value)
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    if accelerator.scaler is not None and "scaler" in state:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    return step
+
+
+def _tensorboard(run: RunFolder) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(run.path / "tensorboard"))

@@ -1,0 +1,77 @@
+"""LoRA fine-tuning of a latent diffusion model: the objective of Eq. 9 and the adapter it trains."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lordfast.diffusion import LatentDiffusion
+from lordfast.training.loop import Objective
+from lordfast.training.seeds import derive_seed
+
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+LORA_NAME = "lora"
+
+
+def add_lora(
+    model: LatentDiffusion,
+    *,
+    rank: int,
+    alpha: float,
+    target_modules: Sequence[str],
+    text_encoder: bool = False,
+    seed: int = 0,
+    name: str = LORA_NAME,
+) -> None:
+    """Inject a trainable fp32 LoRA `name` (B'' = 0, A'' gaussian) into the UNet and, on request, the text encoder."""
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+
+    torch.manual_seed(derive_seed(seed, "lora"))
+    config = {"r": rank, "lora_alpha": alpha, "init_lora_weights": "gaussian"}
+    with warnings.catch_warnings():
+        # peft warns of several adapters in a model; a LoRA above a LoRD is the point.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        model.unet.add_adapter(LoraConfig(target_modules=list(target_modules), **config), adapter_name=name)
+    cast_training_params(model.unet, torch.float32)
+    if text_encoder:
+        model.text_encoder.add_adapter(LoraConfig(target_modules=list(TEXT_TARGETS), **config), adapter_name=name)
+        cast_training_params(model.text_encoder, torch.float32)
+
+
+class LoraObjective(Objective):
+    """L_LDM over the instance images (Eq. 9), plus `prior_weight` times L_LDM over as many class images.
+
+    With a prior the batch is (2B, ...): B instance examples, then B class examples. ``text`` holds the conditioning,
+    or ``ids`` (B, L) when the text encoder is trained.
+    """
+
+    def __init__(
+        self, model: LatentDiffusion, *, prior_weight: float | None = None, text_encoder_lr: float | None = None
+    ) -> None:
+        super().__init__()
+        self.unet = model.unet
+        self.text_encoder = model.text_encoder if text_encoder_lr is not None else None
+        self._model = model
+        self._prior_weight = prior_weight
+        self._text_lr = text_encoder_lr
+
+    def forward(self, *, latents: Tensor, noise: Tensor, timesteps: Tensor, text: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "ids" in text:
+            text = self._model.embed_tokens(text["ids"])
+        losses = self._model.loss(latents, noise, timesteps, text)
+        if self._prior_weight is None:
+            return {"loss": losses.mean()}
+        instance, prior = (half.mean() for half in losses.chunk(2))
+        return {"loss": instance + self._prior_weight * prior, "instance_loss": instance, "prior_loss": prior}
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        groups = [{"params": [p for p in self.unet.parameters() if p.requires_grad], "lr": lr}]
+        if self.text_encoder is not None:
+            trained = [p for p in self.text_encoder.parameters() if p.requires_grad]
+            groups.append({"params": trained, "lr": self._text_lr})
+        return groups
