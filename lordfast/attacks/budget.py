@@ -18,8 +18,8 @@ def parse_budget(text: str | float, name: str = "eps") -> float:
         ValueError: it is no number, is negative or not finite; the message names the argument `name`.
     """
     try:
-        top, _, bottom = str(text).partition("/")
-        value = float(top) / float(bottom) if bottom else float(top)
+        top, slash, bottom = str(text).partition("/")
+        value = float(top) / float(bottom) if slash else float(top)
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{name}: expected pixels in [0, 1], such as 8/255 or 0.03, got {text!r}") from error
     if not math.isfinite(value) or value < 0:
@@ -40,8 +40,8 @@ class Budget:
             raise ValueError(f"norm: expected linf or l2, got {self.norm!r}")
         for name in ("eps", "step_size"):
             value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"{name}: expected 0 or more, in [0, 1] pixels, got {value}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a number of 0 or more, in [0, 1] pixels, got {value}")
             if self.norm == "linf" and value > 1:
                 raise ValueError(
                     f"{name}: {value:g} is above 1, the whole range of a pixel; {value:g} grey levels are {value:g}/255"
@@ -53,19 +53,29 @@ class Budget:
         return math.floor(self.eps * 255 + 1e-6)
 
     def quantise(self, perturbed: np.ndarray, original: np.ndarray) -> np.ndarray:
-        """The 8-bit image nearest to `perturbed` (float, grey levels in [0, 255]) that obeys the budget exactly.
+        """The 8-bit image next to `perturbed` (float, grey levels in [0, 255]) that obeys the budget exactly.
+
+        For linf it is the nearest one. For l2, where rounding alone can leave the ball, the perturbation is scaled down
+        before it is rounded, by as little as it takes.
 
         Args:
             perturbed: float array, any shape (H, W, 3).
             original: the uint8 image, same shape.
         """
         base = original.astype(np.int16)
-        delta = np.rint(perturbed).clip(0, 255).astype(np.int16) - base
+        exact = perturbed.astype(np.float64).clip(0, 255) - base
+        delta = np.rint(exact)
         if self.norm == "linf":
             delta = delta.clip(-self.grey_levels, self.grey_levels)
-        elif np.linalg.norm(delta.astype(np.float64)) > self.eps * 255:
-            # Towards zero, no entry grows, so the norm can't exceed that of the unrounded perturbation.
-            exact = perturbed.astype(np.float64) - base
-            norm = np.linalg.norm(exact)
-            delta = np.trunc(exact * min(1.0, self.eps * 255 / norm) if norm else exact).astype(np.int16)
-        return (base + delta).clip(0, 255).astype(np.uint8)
+        elif not self._within(delta):
+            # No entry of rint(scale * exact) shrinks as the scale grows, nor does the norm: bisect.
+            fits, exceeds = 0.0, 1.0
+            for _ in range(24):
+                middle = (fits + exceeds) / 2
+                fits, exceeds = (middle, exceeds) if self._within(np.rint(exact * middle)) else (fits, middle)
+            delta = np.rint(exact * fits)
+        return (base + delta.astype(np.int16)).astype(np.uint8)
+
+    def _within(self, delta: np.ndarray) -> bool:
+        """Whether whole grey levels obey the l2 budget; 1e-9 forgives the division in ``8/255``."""
+        return float(np.square(delta).sum()) <= (self.eps * 255) ** 2 * (1 + 1e-9)

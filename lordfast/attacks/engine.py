@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lordfast.attacks.budget import Budget
-from lordfast.data import to_tensor
 from lordfast.diffusion import LatentDiffusion, content_key
 from lordfast.diffusion.model import Text
 from lordfast.ops import pgd_step
+from lordfast.pixels import to_tensor
 from lordfast.training.examples import draw_noise
 from lordfast.training.seeds import derived_generator
 
@@ -26,7 +26,8 @@ class AttackLoss(Protocol):
         direction: +1 ascends it, -1 descends it.
     """
 
-    direction: int
+    @property
+    def direction(self) -> int: ...
 
     def __call__(self, model: LatentDiffusion, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Text) -> Tensor:
         """The loss of each sample, (B,) fp32, differentiable in `latents` (B, C, h, w)."""
@@ -67,7 +68,9 @@ class _Draw:
     latent_noise: Tensor | None  # (B, C, h, w)
 
 
-def _draw(generators: Sequence[torch.Generator], shape: torch.Size, model: LatentDiffusion, settings: PgdSettings) -> _Draw:
+def _draw(
+    generators: Sequence[torch.Generator], shape: torch.Size, model: LatentDiffusion, settings: PgdSettings
+) -> _Draw:
     noises, times, latent = [], [], []
     for generator in generators:
         pairs = [draw_noise(shape, model.timesteps, generator) for _ in range(settings.draws)]
@@ -128,7 +131,8 @@ def perturb(
     """Perturb a batch of uint8 images (H, W, 3) with one forward per step for all of them.
 
     Everything drawn for an image comes from a generator seeded with (seed, pixels): the result depends neither on the
-    batch it is in nor on its place there, up to the rounding of kernels that differ with the batch size.
+    batch it is in nor on its place there. That holds bit for bit among batches of one size; kernels round differently
+    with the batch size, which over many steps can flip the sign of a gradient and then part of an image.
 
     Args:
         text: the conditioning of each image, rows in the order of `images`.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from lordfast.attacks.budget import Budget, parse_budget
 from lordfast.attacks.engine import AttackLoss, PgdSettings, perturb, probe_loss
@@ -88,16 +91,13 @@ class AttackConfig(PgdOptions, RunConfig):
     """Where text embeddings are kept; default: $LORDFAST_CACHE or ~/.cache/lordfast."""
 
 
-@dataclass
-class _Job:
-    record: ImageRecord
-    output: str
-    image: np.ndarray
+Job = tuple[ImageRecord, str, np.ndarray | Callable[[], np.ndarray]]
+"""An image to attack: its record, the name of the result, and its uint8 pixels (H, W, 3) or what reads them."""
 
 
 def attack_images(
     model: LatentDiffusion,
-    jobs: Sequence[tuple[ImageRecord, str, np.ndarray]],
+    jobs: Sequence[Job],
     loss: AttackLoss,
     settings: PgdSettings,
     folder: Path,
@@ -112,37 +112,56 @@ def attack_images(
     Outputs that exist are kept: a batch runs again only if one of its files is missing, in the same composition, so a
     resumed folder equals an uninterrupted one bit for bit.
 
+    Args:
+        log: called with a row of losses and distances per image, before the image is written; the losses cost 16
+            predictions per image, which are not made without it.
+
     Raises:
         Interrupted: SIGINT or SIGTERM; everything finished is saved.
+        ValueError: a batch does not fit into the device's memory.
     """
-    batches = [[_Job(*job) for job in jobs[i : i + batch_size]] for i in range(0, len(jobs), batch_size)]
+    batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
     with StopOnSignal() as stop, progress("attacking", len(jobs) * max(settings.steps, 1), show=show) as advance:
         for number, batch in enumerate(batches):
-            if all((folder / job.output).exists() for job in batch):
-                advance(len(batch) * max(settings.steps, 1))
-                continue
-            images = [job.image for job in batch]
-            text = cached_text(model, [job.record.caption or "" for job in batch], cache)
             size = len(batch)
-            attacked = perturb(model, images, text, loss, settings, lambda _, size=size: advance(size))  # type: ignore[misc]
-            before = probe_loss(model, images, text, loss)
-            after = probe_loss(model, attacked, text, loss)
-            for i, (job, image) in enumerate(zip(batch, attacked, strict=True)):
-                _save(job, image, folder)
-                if log is not None:
-                    change = np.abs(image.astype(int) - job.image.astype(int))
-                    row = {"step": number * batch_size + i + 1, "image": job.record.name, "output": job.output}
-                    row |= {"loss_clean": before[i], "loss_attacked": after[i], "largest_change": int(change.max())}
-                    log(row)
+            if _is_done(folder, batch):
+                advance(size * max(settings.steps, 1))
+                continue
+            images = [image() if callable(image) else image for _, _, image in batch]
+            text = cached_text(model, [record.caption or "" for record, _, _ in batch], cache)
+            try:
+                attacked = perturb(model, images, text, loss, settings, lambda _, size=size: advance(size))  # type: ignore[misc]
+            except torch.OutOfMemoryError as error:
+                raise ValueError(
+                    f"batch_size: {size} images of side {len(images[0])} don't fit into the memory of {model.device}; "
+                    "try a smaller one, low_memory, or dtype bf16"
+                ) from error
+            if log is not None:
+                before, after = (probe_loss(model, group, text, loss) for group in (images, attacked))
+                for i, (record, output, _) in enumerate(batch):
+                    row = {"step": number * batch_size + i + 1, "image": record.name, "output": output}
+                    row |= {"loss_clean": before[i], "loss_attacked": after[i]}
+                    log(row | _distance(images[i], attacked[i]))
+            for (record, output, _), image in zip(batch, attacked, strict=True):
+                _save(record, image, folder / output)
             if stop.requested and number + 1 < len(batches):
                 raise Interrupted(f"after {number + 1} of {len(batches)} batches")
 
 
-def _save(job: _Job, image: np.ndarray, folder: Path) -> None:
-    path = folder / job.output
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if job.record.caption:
-        write_atomic(path.with_suffix(".txt"), job.record.caption.encode())
+def _is_done(folder: Path, batch: Sequence[Job]) -> bool:
+    return all((folder / output).exists() for _, output, _ in batch)
+
+
+def _distance(original: np.ndarray, attacked: np.ndarray) -> dict[str, float]:
+    """The largest change in grey levels, and the L2 norm of all changes in [0, 1] pixels."""
+    change = attacked.astype(np.float64) - original
+    return {"largest_change": int(np.abs(change).max()), "l2_change": float(np.linalg.norm(change) / 255)}
+
+
+def _save(record: ImageRecord, image: np.ndarray, path: Path) -> None:
+    # The caption first: once the image is there, it counts as done.
+    if record.caption:
+        write_atomic(path.with_suffix(".txt"), record.caption.encode())
     save_png(image, path)
 
 
@@ -151,6 +170,7 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
 
     Raises:
         ValueError: an unknown attack, a bad budget, an unusable folder or image; nothing is written then.
+        FileNotFoundError, NotADirectoryError: ``config.images`` is missing or is a file.
         Interrupted: on Ctrl-C, with every finished image saved.
     """
     if name not in ATTACKS:
@@ -159,21 +179,25 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
         raise ValueError(f"batch_size: expected at least 1, got {config.batch_size}")
     settings = config.settings(config.seed)
     records = list_images(config.images, prompt=config.prompt)
+    _check_apart(config.images, config.out)
+    command = f"attack {name}"
+    finished = RunFolder.inspect(config, command)
+    if finished is not None:
+        return finished
     model = load_model(config.model, device=config.device, dtype=config.dtype)
     side = model.check_resolution(config.resolution)
     loss = pgd_loss(model, targeted=config.targeted, target=config.target, resolution=side)
     outputs = dict(zip((record.name for record in records), output_names(records), strict=True))
-    loaded = load_images(records, side, skip_bad=config.skip_bad, on_bad=report_bad)
-    jobs = [(record, outputs[record.name], image) for record, image in loaded]
+    usable = _readable(records, side, config.skip_bad)
+    # Read again when their turn comes, so that a large folder does not have to fit into memory.
+    jobs: list[Job] = [(record, outputs[record.name], partial(_read, record, side)) for record in usable]
 
-    run = RunFolder.open(config, f"attack {name}")
-    finished = run.summary()
-    if finished is not None:
-        return finished
-    run.rewind(_done_before(run, jobs, config.batch_size))
+    run = RunFolder.open(config, command)
+    _keep_rows(run, jobs, config.batch_size)
     started = time.perf_counter()
     cache = TensorCache(config.cache_dir)
     attack_images(model, jobs, loss, settings, run.path, batch_size=config.batch_size, cache=cache, log=run.log)
+    rows = _rows(run)
     return run.finish(
         {
             "attack": name,
@@ -183,13 +207,48 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
             "eps_grey_levels": settings.budget.eps * 255,
             "norm": settings.budget.norm,
             "resolution": side,
+            "loss_clean": float(np.mean([row["loss_clean"] for row in rows])),
+            "loss_attacked": float(np.mean([row["loss_attacked"] for row in rows])),
             "seconds": round(time.perf_counter() - started, 2),
         }
     )
 
 
-def _done_before(run: RunFolder, jobs: Sequence[tuple[ImageRecord, str, np.ndarray]], batch_size: int) -> int:
-    for start in range(0, len(jobs), batch_size):
-        if not all((run.path / output).exists() for _, output, _ in jobs[start : start + batch_size]):
-            return start
-    return len(jobs)
+def _check_apart(images: Path, out: Path) -> None:
+    # Inside the images, results would be attacked in turn when resumed; around them, --overwrite would delete them.
+    source, target = Path(images).resolve(), Path(out).resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise ValueError(f"out: {out} and the images in {images} lie inside one another; expected a folder of its own")
+
+
+def _read(record: ImageRecord, side: int) -> np.ndarray:
+    return next(load_images([record], side))[1]
+
+
+def _readable(records: Sequence[ImageRecord], side: int, skip_bad: bool) -> list[ImageRecord]:
+    """The records whose images can be read: each is decoded once and let go."""
+    usable = []
+    with progress("checking images", len(records)) as advance:
+        for record, _ in load_images(records, side, skip_bad=skip_bad, on_bad=report_bad):
+            usable.append(record)
+            advance()
+    return usable
+
+
+def _rows(run: RunFolder) -> list[dict[str, Any]]:
+    """The whole rows of metrics.jsonl; an interruption can leave half of one."""
+    path, rows = run.path / "metrics.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _keep_rows(run: RunFolder, jobs: Sequence[Job], batch_size: int) -> None:
+    """Drop the rows of batches that are not finished: they are attacked, and logged, again."""
+    batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
+    done = {output for batch in batches if _is_done(run.path, batch) for _, output, _ in batch}
+    kept = [json.dumps(row) + "\n" for row in _rows(run) if row["output"] in done]
+    write_atomic(run.path / "metrics.jsonl", "".join(kept).encode())

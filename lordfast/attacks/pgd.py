@@ -1,4 +1,4 @@
-"""PGD on the LDM loss (Eq. 6; AdvDM): untargeted it makes denoising fail, targeted it pulls the prediction to a picture."""
+"""PGD on the LDM loss (Eq. 6; AdvDM): untargeted, denoising fails; targeted, the prediction is pulled to a picture."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lordfast.attacks.engine import AttackLoss
 from lordfast.attacks.target import target_image
-from lordfast.data import to_tensor
 from lordfast.diffusion import LatentDiffusion
 from lordfast.diffusion.model import Text
+from lordfast.pixels import to_tensor
 
 
 @dataclass(frozen=True)

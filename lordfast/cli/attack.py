@@ -24,4 +24,5 @@ def run(args: list[str]) -> None:
     command = f"attack {name}"
     config = parse(AttackConfig, command, rest)
     summary = run_resumable(command, config, lambda: run_attack(name, config))
-    print(f"{summary['images']} images within {summary['eps_grey_levels']:g} grey levels ({summary['norm']}): {config.out}")
+    budget = f"{summary['eps_grey_levels']:g} grey levels ({summary['norm']})"
+    print(f"{summary['images']} images within {budget}: {config.out}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lordfast.cli.parse import parse, run_resumable
+from lordfast.cli.parse import parse, report, run_resumable
 
 
 def run(args: list[str]) -> None:
@@ -13,4 +13,4 @@ def run(args: list[str]) -> None:
     args = ["--n" if arg == "-n" else arg for arg in args]
     config = parse(GenerateConfig, "generate", args)
     summary = run_resumable("generate", config, lambda: run_generate(config))
-    print(f"{summary['images']} images: {config.out}")
+    report(f"{summary['images']} images: {config.out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, args: list[str]) -> int:
+    # Read when these libraries are imported; what matters of theirs arrives as an exception.
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     from lordfast.cli.parse import Stopped
 
     try:
@@ -55,6 +59,9 @@ def _run(command: str, args: list[str]) -> int:
     except Stopped as stopped:
         print(f"\nStopped {stopped.done}. Go on with:\n  {stopped.resume}", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        # The parser's, for --help and for flags it does not understand.
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130

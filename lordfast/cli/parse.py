@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,9 +23,7 @@ class Stopped(Exception):
         self.done, self.resume = done, resume
 
 
-def parse(
-    cls: type[C], command: str, args: list[str], presets: Mapping[str, dict[str, Any]] | None = None
-) -> C:
+def parse(cls: type[C], command: str, args: list[str], presets: Mapping[str, dict[str, Any]] | None = None) -> C:
     """Parse `args` into `cls`: defaults, then ``--preset``, then ``--config FILE``, then the other flags, last wins.
 
     Raises:
@@ -32,7 +31,7 @@ def parse(
         SystemExit: from tyro, for bad flags and ``--help``.
     """
     presets = presets or {}
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early = argparse.ArgumentParser(prog=f"lordfast {command}", add_help=False, allow_abbrev=False)
     early.add_argument("--config")
     early.add_argument("--preset")
     known, rest = early.parse_known_args(args)
@@ -55,6 +54,12 @@ def parse(
         description=(cls.__doc__ or "") + extra,
         args=to_flags(settings) + rest,
     )
+
+
+def report(line: str) -> None:
+    """Print a command's last line, once however many processes torchrun started."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line)
 
 
 def _checked(cls: type[Any], path: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lordfast.cli.parse import parse, run_resumable
+from lordfast.cli.parse import parse, report, run_resumable
 
 
 def run(args: list[str]) -> None:
@@ -11,4 +11,4 @@ def run(args: list[str]) -> None:
 
     config = parse(Stage1Config, "stage1", args, PRESETS)
     summary = run_resumable("stage1", config, lambda: run_stage1(config))
-    print(f"LoRD after {summary['steps']} steps on {summary['examples']} pairs: {config.out}")
+    report(f"LoRD after {summary['steps']} steps on {summary['examples']} pairs: {config.out}")

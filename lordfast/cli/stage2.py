@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lordfast.cli.parse import parse, run_resumable
+from lordfast.cli.parse import parse, report, run_resumable
 
 
 def run(args: list[str]) -> None:
@@ -11,4 +11,4 @@ def run(args: list[str]) -> None:
 
     config = parse(Stage2Config, "stage2", args, PRESETS)
     summary = run_resumable("stage2", config, lambda: run_stage2(config))
-    print(f"LoRA after {summary['steps']} steps on {summary['examples']} images: {config.out}")
+    report(f"LoRA after {summary['steps']} steps on {summary['examples']} images: {config.out}")

@@ -24,7 +24,9 @@ class PairedBatches:
         self, clean: LatentStore, perturbed: LatentStore, text: TextStore, timesteps: int, sample: bool = False
     ) -> None:
         if len(clean) != len(perturbed):
-            raise ValueError(f"perturbed: expected one image for each of the {len(clean)} clean ones, got {len(perturbed)}")
+            raise ValueError(
+                f"perturbed: expected one image for each of the {len(clean)} clean ones, got {len(perturbed)}"
+            )
         self.clean, self.perturbed, self.text = clean, perturbed, text
         self.timesteps, self.sample = timesteps, sample
 
@@ -64,7 +66,7 @@ class DefenseObjective(Objective):
         self._model = model
         self._lambda_adv, self._lambda_det = lambda_adv, lambda_det
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, *, clean: Tensor, perturbed: Tensor, noise: Tensor, timesteps: Tensor, text: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         count = len(clean)

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 
 from lordfast.adapter import LordConfig, save_lord
+from lordfast.attacks.engine import AttackLoss
 from lordfast.attacks.folder import PgdOptions, attack_images
 from lordfast.attacks.pgd import pgd_loss
-from lordfast.data import ImageRecord, list_images, load_image
+from lordfast.data import ImageRecord, load_image
 from lordfast.defense.objective import DefenseObjective, PairedBatches
-from lordfast.diffusion import LatentDiffusion, TensorCache, load_model
-from lordfast.training.examples import ImageOptions, LatentStore, TextStore, read_images
-from lordfast.training.loop import TrainingConfig, check_training, make_accelerator, train
+from lordfast.diffusion import LatentDiffusion, TensorCache, load_model, resolve_device
+from lordfast.training.examples import ImageOptions, LatentStore, TextStore, list_folder, read_images
+from lordfast.training.loop import TrainingConfig, check_training, train
+from lordfast.training.lora import check_targets
+from lordfast.training.processes import make_accelerator, on_main, open_run
 from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
 
@@ -89,53 +92,55 @@ def check(config: Stage1Config) -> None:
     """Raise ValueError for a config that can't be run."""
     check_training(config)
     config.settings(config.seed)
-    for name in ("rank", "gate_hidden", "attack_batch_size"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    lord_config(config)
+    if config.attack_batch_size < 1:
+        raise ValueError(f"attack_batch_size: expected at least 1, got {config.attack_batch_size}")
     for name in ("lambda_adv", "lambda_det"):
         if not getattr(config, name) >= 0:
             raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
+
+
+def lord_config(config: Stage1Config) -> LordConfig:
+    """The adapter that `config` describes.
+
+    Raises:
+        ValueError: a number or a name that no LoRD can have.
+    """
+    if config.rank < 1:
+        raise ValueError(f"rank: expected at least 1, got {config.rank}")
+    return LordConfig(
+        r=config.rank,
+        lord_alpha=config.lord_alpha,
+        target_modules=list(config.target_modules),
+        gate_hidden=config.gate_hidden,
+        gate_activation=config.gate_activation,
+        gate_granularity=config.gate_granularity,
+    )
 
 
 def run_stage1(config: Stage1Config) -> dict[str, Any]:
     """Perturb, train, and save the LoRD into ``config.out``; returns what summary.json holds.
 
     Raises:
-        ValueError: bad settings or data; nothing is written then.
+        ValueError, OSError: bad settings or data; nothing is written then.
         Interrupted: on Ctrl-C, with finished perturbations and a checkpoint saved.
     """
     check(config)
-    list_images(config.data, prompt=config.prompt, captions="required")
-    model = load_model(config.model, device=config.device, dtype=config.dtype)
-    side = model.check_resolution(config.resolution)
-    loss = pgd_loss(model, targeted=config.targeted, target=config.target, resolution=side)
-    found = read_images(config.data, config, side, seed=config.seed, prompt=config.prompt, captions="required")
-    accelerator = make_accelerator(config.dtype, model.device)
-    with accelerator.main_process_first():
-        run = RunFolder.open(config, "stage1", write=accelerator.is_main_process)
-    finished = run.summary()
+    records = list_folder(config.data, "data", prompt=config.prompt, captions="required")
+    accelerator = make_accelerator(config.dtype, resolve_device(config.device))
+    finished = on_main(accelerator, lambda: RunFolder.inspect(config, "stage1"))
     if finished is not None:
         return finished
+    model = load_model(config.model, device=str(accelerator.device), dtype=config.dtype)
+    # Everything that bad input can break comes before the run folder is claimed.
+    check_targets(model, config.target_modules)
+    side = model.check_resolution(config.resolution)
+    loss = pgd_loss(model, targeted=config.targeted, target=config.target, resolution=side)
+    found = read_images(records, config, side, seed=config.seed)
+    run = open_run(config, "stage1", accelerator)
 
     cache = TensorCache(config.cache_dir)
-    folder = run.path / "perturbed"
-    jobs = [(record, f"{i:06d}.png", image) for i, (record, image) in enumerate(found)]
-    # Whole batches are dealt out, so that their composition does not depend on the number of processes.
-    size, world, rank = config.attack_batch_size, accelerator.num_processes, accelerator.process_index
-    mine = [job for i, job in enumerate(jobs) if (i // size) % world == rank]
-    attack_images(
-        model,
-        mine,
-        loss,
-        config.settings(config.seed),
-        folder,
-        batch_size=size,
-        cache=cache,
-        show=accelerator.is_main_process,
-    )
-    accelerator.wait_for_everyone()
-
-    perturbed = [load_image(folder / name) for _, name, _ in jobs]
+    perturbed = perturb_examples(model, found, loss, config, run.path / "perturbed", accelerator, cache)
     batches = _pairs(model, found, perturbed, cache, config)
     inject(model, config)
     result = train(
@@ -152,18 +157,44 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
     return run.finish({**result, "examples": len(batches)})
 
 
+def perturb_examples(
+    model: LatentDiffusion,
+    found: list[tuple[ImageRecord, np.ndarray]],
+    loss: AttackLoss,
+    config: Stage1Config,
+    folder: Path,
+    accelerator: Any,
+    cache: TensorCache,
+) -> list[np.ndarray]:
+    """The perturbed twin of every example (Eq. 6), made by all processes together and kept in `folder`.
+
+    Raises:
+        ValueError: `folder` holds twins of other images.
+        Interrupted: on Ctrl-C, with finished ones saved.
+    """
+    settings = config.settings(config.seed)
+    jobs = [(record, f"{i:06d}.png", image) for i, (record, image) in enumerate(found)]
+    # Whole batches are dealt out, so that their composition does not depend on the number of processes.
+    size, world, rank = config.attack_batch_size, accelerator.num_processes, accelerator.process_index
+    mine = [job for i, job in enumerate(jobs) if (i // size) % world == rank]
+    show = accelerator.is_main_process
+    attack_images(model, mine, loss, settings, folder, batch_size=size, cache=cache, show=show)
+    accelerator.wait_for_everyone()
+    twins = [load_image(folder / name) for _, name, _ in jobs]
+    for twin, (record, name, image) in zip(twins, jobs, strict=True):
+        # Only what obeys the budget is left alone by it.
+        if twin.shape != image.shape or not np.array_equal(settings.budget.quantise(twin.astype(float), image), twin):
+            raise ValueError(
+                f"data: {folder / name} is no perturbation of {record.path}: the data changed since this run began; "
+                "expected the same images, or --overwrite"
+            )
+    return twins
+
+
 def inject(model: LatentDiffusion, config: Stage1Config) -> None:
     """Add a fresh, trainable LoRD to the UNet; the same seed gives the same weights."""
     torch.manual_seed(derive_seed(config.seed, "lord"))
-    lord = LordConfig(
-        r=config.rank,
-        lord_alpha=config.lord_alpha,
-        target_modules=list(config.target_modules),
-        gate_hidden=config.gate_hidden,
-        gate_activation=config.gate_activation,
-        gate_granularity=config.gate_granularity,
-    )
-    model.unet.add_adapter(lord, adapter_name=LORD_NAME)
+    model.unet.add_adapter(lord_config(config), adapter_name=LORD_NAME)
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
 

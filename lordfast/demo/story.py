@@ -109,28 +109,34 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         "device": config.device,
         "dtype": config.dtype,
         "resume": config.resume,
-        "cache_dir": out / "cache",
     }
+    training = {**common, "cache_dir": out / "cache"}
     attack = timed(
         "attack: PGD on the images of one person",
-        lambda: run_attack("pgd", _attack_config(out / "attacked", clean, scale, common)),
+        lambda: run_attack("pgd", _attack_config(out / "attacked", clean, scale, training)),
     )
     stage1 = timed(
         "stage 1: LoRD on other people, clean and perturbed",
-        lambda: run_stage1(_stage1_config(out / "stage1", others, scale, common)),
+        lambda: run_stage1(_stage1_config(out / "stage1", others, scale, training)),
     )
     stage2, metrics = {}, {}
     for name, (images, with_lord) in METHODS.items():
         data = clean if images == "clean" else out / "attacked"
         lord = out / "stage1" if with_lord else None
         title = f"stage 2: {'LoRD + LoRA' if with_lord else 'plain LoRA'} on {images} images"
-        stage2[name] = timed(title, _bind(run_stage2, _stage2_config(out / "stage2" / name, data, lord, scale, common)))
+        stage2[name] = timed(
+            title, _bind(run_stage2, _stage2_config(out / "stage2" / name, data, lord, scale, training))
+        )
         drawn = _generate_config(out / "generated" / name, lord, out / "stage2" / name, scale, common)
         timed(f"generate: {name}", _bind(run_generate, drawn))
         measured = _distance_config(out / "metrics" / name, drawn.out, clean, common)
         metrics[name] = timed(f"measure: {name}", _bind(run_evaluate, measured))
-    damage = timed("measure: attack", _bind(run_evaluate, _pairs_config(out / "metrics" / "attack", clean, out, common)))
-    detection = timed("measure: lambda", _bind(run_evaluate, _lambda_config(out / "metrics" / "lambda", clean, out, common)))
+    damage = timed(
+        "measure: attack", _bind(run_evaluate, _pairs_config(out / "metrics" / "attack", clean, out, common))
+    )
+    detection = timed(
+        "measure: lambda", _bind(run_evaluate, _lambda_config(out / "metrics" / "lambda", clean, out, common))
+    )
     picture(out, scale.generated)
     summary = {
         "quick": config.quick,
@@ -215,7 +221,7 @@ def _generate_config(out: Path, lord: Path | None, lora: Path, scale: _Scale, co
         n=scale.generated,
         steps=scale.sampler_steps,
         guidance=3.0,
-        **{key: value for key, value in common.items() if key != "cache_dir"},
+        **common,
     )
 
 

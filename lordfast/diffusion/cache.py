@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,8 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lordfast.data import to_tensor
 from lordfast.diffusion.model import LatentDiffusion, Text
+from lordfast.pixels import to_tensor
+
+logger = logging.getLogger(__name__)
 
 
 def content_key(*parts: object) -> str:
@@ -48,6 +52,7 @@ class TensorCache:
         self.folder = Path(folder) if folder is not None else default_cache_dir()
         self.hits = 0
         self.misses = 0
+        self._writable = True
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
@@ -64,55 +69,63 @@ class TensorCache:
         return found
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Store `tensors` under `key`, on the CPU."""
+        """Store `tensors` under `key`, on the CPU; a folder that can't be written costs time, never the run."""
+        if not self._writable:
+            return
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
-        os.replace(temporary, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
+            os.replace(temporary, path)
+        except (SafetensorError, OSError) as error:
+            self._writable = False
+            logger.warning("cache folder %s can't be written (%s): going on without it", self.folder, error)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 @torch.no_grad()
-def cached_moments(
-    model: LatentDiffusion, images: Iterable[np.ndarray], cache: TensorCache, batch_size: int = 8
-) -> tuple[Tensor, Tensor]:
+def cached_moments(model: LatentDiffusion, images: Iterable[np.ndarray], cache: TensorCache) -> tuple[Tensor, Tensor]:
     """Latent means and standard deviations of uint8 images (H, W, 3), each (N, C, h, w) fp32 on the CPU.
 
-    The key is the image's pixels, the VAE's weights and its dtype: a renamed file hits, an edited one misses.
+    The key is the image's pixels, the VAE, its dtype and the kind of device: a renamed file hits, an edited one misses.
+
+    Raises:
+        ValueError: there is no image.
     """
-    found: list[dict[str, Tensor] | None] = []
-    pending: list[tuple[int, str, np.ndarray]] = []
-
-    def flush() -> None:
-        if not pending:
-            return
-        mean, std = model.encode_moments(to_tensor([image for _, _, image in pending]).to(model.device))
-        for (index, key, _), one_mean, one_std in zip(pending, mean.cpu(), std.cpu(), strict=True):
-            found[index] = {"mean": one_mean, "std": one_std}
-            cache.put(key, found[index] or {})
-        pending.clear()
-
-    for index, image in enumerate(images):
-        key = content_key("moments", model.fingerprint("vae"), str(model.vae.dtype), image)
-        found.append(cache.get(key))
-        if found[-1] is None:
-            pending.append((index, key, image))
-        if len(pending) == batch_size:
-            flush()
-    flush()
-    whole = [item for item in found if item is not None]
-    return torch.stack([item["mean"] for item in whole]), torch.stack([item["std"] for item in whole])
+    means, stds = [], []
+    for image in images:
+        key = content_key("moments", model.fingerprint("vae"), str(model.vae.dtype), model.device.type, image)
+        moments = cache.get(key)
+        if moments is None:
+            # One at a time: kernels round differently with the batch size, and what is cached must not depend on it.
+            mean, std = model.encode_moments(to_tensor([image]))
+            moments = {"mean": mean[0].cpu(), "std": std[0].cpu()}
+            cache.put(key, moments)
+        means.append(moments["mean"])
+        stds.append(moments["std"])
+    if not means:
+        raise ValueError("images: expected at least one image, got none")
+    return torch.stack(means), torch.stack(stds)
 
 
 def cached_text(model: LatentDiffusion, prompts: Sequence[str], cache: TensorCache) -> Text:
-    """The conditioning for `prompts`, row i for prompt i, on the CPU; each distinct prompt is embedded once."""
+    """The conditioning for `prompts`, row i for prompt i, on the CPU; each distinct prompt is embedded once.
+
+    Raises:
+        ValueError: there is no prompt.
+    """
     known: dict[str, Text] = {}
     for prompt in dict.fromkeys(prompts):
-        key = content_key("text", model.fingerprint("text_encoder"), str(model.dtype), model.tokenize([prompt]).tolist())
+        ids = model.tokenize([prompt]).tolist()
+        key = content_key("text", model.fingerprint("text_encoder"), str(model.dtype), model.device.type, ids)
         text = cache.get(key)
         if text is None:
             text = {name: value.cpu() for name, value in model.embed([prompt]).items()}
             cache.put(key, text)
         known[prompt] = text
+    if not known:
+        raise ValueError("prompts: expected at least one prompt, got none")
     names = next(iter(known.values())).keys()
     return {name: torch.cat([known[prompt][name] for prompt in prompts]) for name in names}

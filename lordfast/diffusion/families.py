@@ -54,5 +54,5 @@ def _pipeline_class(source: str, shown: str) -> str:
             ) from error
     try:
         return json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"model: {index} is no model index in diffusers format ({error})") from error

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Config entries of transformers that say nothing about what a model computes.
+_NO_MATTER = frozenset({"transformers_version", "architectures", "dtype", "torch_dtype"})
 
 Text = dict[str, Tensor]
 """What the denoiser is conditioned on: keyword tensors of its forward, each (B, ...)."""
@@ -27,8 +31,9 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device: {device!r} is no torch device; expected auto, cpu, cuda or cuda:N") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: {device!r} was asked for, but torch {torch.__version__} sees no CUDA device here")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise ValueError(f"device: {device!r} was asked for, but torch {torch.__version__} sees {there} CUDA devices")
     return resolved
 
 
@@ -48,9 +53,9 @@ class LatentDiffusion:
         self,
         *,
         name: str,
-        unet: nn.Module,
-        vae: nn.Module,
-        text_encoder: nn.Module,
+        unet: Any,
+        vae: Any,
+        text_encoder: Any,
         tokenizer: Any,
         scheduler: Any,
         device: torch.device,
@@ -61,16 +66,14 @@ class LatentDiffusion:
         self.dtype = dtype
         vae_dtype = torch.float32 if dtype == torch.float16 and vae.config.get("force_upcast", True) else dtype
         # nn.Module.to, not diffusers' override, which warns of an empty list of modules to keep in float32.
-        self.unet = nn.Module.to(unet, device, dtype).eval().requires_grad_(False)
-        self.vae = nn.Module.to(vae, device, vae_dtype).eval().requires_grad_(False)
-        self.text_encoder = nn.Module.to(text_encoder, device, dtype).eval().requires_grad_(False)
+        self.unet: Any = nn.Module.to(unet, device, dtype).eval().requires_grad_(False)
+        self.vae: Any = nn.Module.to(vae, device, vae_dtype).eval().requires_grad_(False)
+        self.text_encoder: Any = nn.Module.to(text_encoder, device, dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.scheduler = scheduler
         self.prediction_type: str = scheduler.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(
-                f"model: {name} predicts {self.prediction_type!r}; expected 'epsilon' or 'v_prediction' in its scheduler"
-            )
+            raise ValueError(f"model: {name} predicts {self.prediction_type!r}; expected 'epsilon' or 'v_prediction'")
         self.timesteps: int = scheduler.config.num_train_timesteps
         self._alphas_cumprod = scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)
         self._scaling: float = vae.config.scaling_factor
@@ -102,12 +105,19 @@ class LatentDiffusion:
         return resolution
 
     def fingerprint(self, part: str) -> str:
-        """A digest of the weights of `part` (``vae`` or ``text_encoder``): equal weights, equal digest."""
+        """A digest of what `part` (``vae`` or ``text_encoder``) computes: its weights and its config.
+
+        Taken at the first call and kept, so that a part which is trained later still goes by what it was.
+        """
         if part not in self._fingerprints:
-            digest = hashlib.sha256()
-            for key, value in sorted(getattr(self, part).state_dict().items()):
+            module = getattr(self, part)
+            config = dict(module.config) if isinstance(module.config, Mapping) else module.config.to_dict()
+            # Where the files lay and which version wrote them changes nothing.
+            described = {k: v for k, v in config.items() if not k.startswith("_") and k not in _NO_MATTER}
+            digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+            for key, value in sorted(module.state_dict().items()):
                 digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
             self._fingerprints[part] = digest.hexdigest()
         return self._fingerprints[part]
 

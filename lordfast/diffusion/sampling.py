@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lordfast.data import to_uint8
 from lordfast.diffusion.model import LatentDiffusion
 from lordfast.diffusion.stable_diffusion import build_pipeline
+from lordfast.pixels import to_uint8
 
 SAMPLERS = {
     "ddim": "DDIMScheduler",
@@ -35,7 +35,8 @@ def generate(
 ) -> list[np.ndarray]:
     """Sample one image per prompt.
 
-    Image i starts from a generator seeded with ``seed + i``, so it does not depend on how many others are drawn.
+    Image i starts from a generator seeded with ``seed + i``, so it does not depend on how many others are drawn, up to
+    the rounding of kernels that differ with the batch size: single pixels, by one grey level.
 
     Args:
         prompts: one a picture.
@@ -48,17 +49,16 @@ def generate(
         uint8 images (H, W, 3), in the order of `prompts`.
 
     Raises:
-        ValueError: an unknown sampler, a resolution the model can't take, or steps < 1.
+        ValueError: an unknown sampler, a resolution the model can't take, steps or batch_size < 1.
     """
-    import diffusers
-
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     side = model.check_resolution(resolution)
-    pipeline = build_pipeline(model)
-    pipeline.scheduler = getattr(diffusers, SAMPLERS[sampler]).from_config(model.scheduler.config)
+    pipeline = build_pipeline(model, SAMPLERS[sampler])
     images: list[np.ndarray] = []
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])

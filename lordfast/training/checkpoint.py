@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +17,51 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+_FILES = ("weights.safetensors", "state.pt")
+
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any], keep: int) -> Path:
     """Write ``folder/step-N`` under a temporary name, sync it, rename it; then drop all but the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary, final = folder / f".step-{step:08d}", folder / f"step-{step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / "weights.safetensors")
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / "weights.safetensors"
+    )
     torch.save(state, temporary / "state.pt")
-    files = {path.name: _digest(path) for path in temporary.iterdir()}
+    files = {name: _digest(temporary / name) for name in _FILES}
     (temporary / "checkpoint.json").write_text(json.dumps({"step": step, "files": files}), encoding="utf-8")
-    for path in temporary.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in (*temporary.iterdir(), temporary):
+        _sync(path)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
+    _sync(folder)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether every file that the checkpoint lists is there with the content it had when it was written."""
+def _sync(path: Path) -> None:
+    """Have the content of a file, or the names in a folder, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        listed = json.loads((checkpoint / "checkpoint.json").read_text(encoding="utf-8"))["files"]
-        return all(_digest(checkpoint / name) == digest for name, digest in listed.items())
-    except (OSError, json.JSONDecodeError, KeyError, UnicodeDecodeError):
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether weights, state and step are those that were written."""
+    try:
+        record = json.loads((checkpoint / "checkpoint.json").read_text(encoding="utf-8"))
+        files = {name: _digest(checkpoint / name) for name in _FILES}
+        return bool(record == {"step": int(checkpoint.name.removeprefix("step-")), "files": files})
+    except (OSError, ValueError):
         return False
 
 

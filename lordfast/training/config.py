@@ -5,14 +5,26 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 C = TypeVar("C", bound="RunConfig")
 
-NOT_IDENTITY = frozenset({"out", "resume", "overwrite", "config", "preset"})
-"""Fields that may differ between an interrupted run and its resumption."""
+NOT_IDENTITY = frozenset(
+    {
+        "out",
+        "resume",
+        "overwrite",
+        "config",
+        "preset",
+        "cache_dir",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "tensorboard",
+    }
+)
+"""Fields that may differ between an interrupted run and its resumption: they don't change what it computes."""
 
 
 @dataclass(kw_only=True)
@@ -25,7 +37,7 @@ class RunConfig:
     """Seeds everything random in the run; the same seed on the same machine gives the same result."""
     device: str = "auto"
     """auto (CUDA where there is one, else CPU), cpu, cuda, cuda:N."""
-    dtype: str = "fp32"
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the frozen weights: fp32, bf16 or fp16. Trained weights are always fp32."""
     resume: bool = False
     """Go on with the interrupted run in --out."""
@@ -49,7 +61,8 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 def to_flags(values: dict[str, Any]) -> list[str]:
     """Flags that set `values`: the one route by which YAML files and presets reach a config.
 
-    Booleans become ``--name`` or ``--no-name``, lists several words, None is left to the default.
+    Booleans become ``--name`` or ``--no-name``, lists several words, None is left to the default; anything else is
+    joined to its flag, so that a value may begin with a dash.
     """
     flags: list[str] = []
     for name, value in values.items():
@@ -61,7 +74,7 @@ def to_flags(values: dict[str, Any]) -> list[str]:
         elif isinstance(value, list | tuple):
             flags += [f"--{flag}", *map(str, value)]
         else:
-            flags += [f"--{flag}", str(value)]
+            flags.append(f"--{flag}={value}")
     return flags
 
 
@@ -92,6 +105,13 @@ def write_yaml(path: Path, command: str, config: RunConfig) -> None:
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
     temporary.replace(path)
+
+
+def check_choices(config: RunConfig) -> None:
+    """Raise ValueError for a value that its field's ``Literal`` does not list; the command line checks on its own."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            raise ValueError(f"{name}: expected one of {', '.join(get_args(hint))}, got {getattr(config, name)!r}")
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from lordfast.data import ImageRecord, list_images, load_images
 from lordfast.diffusion import LatentDiffusion, TensorCache
 from lordfast.diffusion.cache import cached_moments, cached_text
+from lordfast.training.loop import Batches
 from lordfast.training.progress import console
-
 
 CaptionMode = Literal["optional", "required", "ignore"]
 
@@ -36,17 +37,29 @@ class ImageOptions:
     """Go on without images that can't be read, naming each."""
 
 
+def list_folder(
+    folder: Path, argument: str, *, prompt: str | None = None, captions: CaptionMode = "optional"
+) -> list[ImageRecord]:
+    """`list_images`, with errors that name the config's `argument`."""
+    try:
+        return list_images(folder, prompt=prompt, captions=captions)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"{argument}: {error}") from error
+
+
 def read_images(
-    folder: Path,
-    options: ImageOptions,
-    resolution: int,
-    *,
-    seed: int,
-    prompt: str | None = None,
-    captions: CaptionMode = "optional",
+    records: Sequence[ImageRecord], options: ImageOptions, resolution: int, *, seed: int
 ) -> list[tuple[ImageRecord, np.ndarray]]:
-    """Every example of `folder`: (record, uint8 image (resolution, resolution, 3)), crops and mirrors included."""
-    records = list_images(folder, prompt=prompt, captions=captions)
+    """Every example of `records`: (record, uint8 image (resolution, resolution, 3)), crops and mirrors included.
+
+    Raises:
+        ValueError: options that contradict each other; an image that can't be read, without ``skip_bad``, or none
+            that can.
+    """
+    if options.variants > 1 and options.crop != "random":
+        raise ValueError(
+            f"variants: {options.variants} crops of an image differ only with crop random, got crop {options.crop}"
+        )
     found = list(
         load_images(
             records,
@@ -65,7 +78,8 @@ def read_images(
 
 def report_bad(record: ImageRecord, error: Exception) -> None:
     """Name an image that ``skip_bad`` passes over."""
-    console.print(f"[yellow]skipped[/] {error}", highlight=False)
+    # Paths may hold brackets, and a broken line can't be searched for.
+    console.print(f"[yellow]skipped[/] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 class LatentStore:
@@ -86,7 +100,9 @@ class LatentStore:
 class TextStore:
     """Per example either cached conditioning rows, or token ids when the text encoder is trained."""
 
-    def __init__(self, model: LatentDiffusion, prompts: Sequence[str], cache: TensorCache, trained: bool = False) -> None:
+    def __init__(
+        self, model: LatentDiffusion, prompts: Sequence[str], cache: TensorCache, trained: bool = False
+    ) -> None:
         self.rows = {"ids": model.tokenize(prompts).cpu()} if trained else cached_text(model, prompts, cache)
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -126,7 +142,7 @@ class LatentBatches:
 class WithPrior:
     """Each batch of instance images followed by as many class images (DreamBooth's prior preservation)."""
 
-    def __init__(self, instance: LatentBatches, prior: LatentBatches) -> None:
+    def __init__(self, instance: Batches, prior: Batches) -> None:
         self.instance, self.prior = instance, prior
 
     def __len__(self) -> int:

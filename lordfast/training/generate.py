@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
 from lordfast.data import image_grid, load_image, save_png
 from lordfast.diffusion import LatentDiffusion, load_model
 from lordfast.diffusion.sampling import generate
-from lordfast.training.config import RunConfig
+from lordfast.training.config import RunConfig, check_choices
 from lordfast.training.interrupt import Interrupted, StopOnSignal
+from lordfast.training.lora import LORA_NAME, stacking_adapters
 from lordfast.training.progress import progress
 from lordfast.training.run import RunFolder
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+# The first factor of each layer, in the spellings of diffusers, of older diffusers, and of kohya.
+_DOWN = re.compile(r"(lora_A|lora\.down|lora_linear_layer\.down|lora_down)\.weight$")
 
 
 @dataclass(kw_only=True)
@@ -48,60 +58,110 @@ def load_adapters(model: LatentDiffusion, lord: Path | None, lora: Path | None) 
     """Load a frozen LoRD and then a LoRA into `model`.
 
     Raises:
-        ValueError: a path holds no such weights, or weights of another model.
+        ValueError, FileNotFoundError: a path holds no such weights, or weights of another model.
     """
     from lordfast.adapter import load_lord
 
     if lord is not None:
         load_lord(model.unet, lord)
     if lora is not None:
-        from lordfast.diffusion.stable_diffusion import build_pipeline
+        _load_lora(model, Path(lora))
 
-        path = Path(lora)
-        if path.is_dir():
-            path = path / "pytorch_lora_weights.safetensors"
-        if not path.is_file():
-            raise ValueError(f"lora: {lora} holds no pytorch_lora_weights.safetensors; expected a stage2 run or a LoRA file")
-        try:
-            build_pipeline(model).load_lora_weights(path.parent, weight_name=path.name, adapter_name="lora")
-        except (RuntimeError, KeyError, OSError) as error:
-            raise ValueError(f"lora: {path} does not fit {model.name}: {error}") from error
+
+def _load_lora(model: LatentDiffusion, path: Path) -> None:
+    from peft.tuners.lora import LoraLayer
+
+    from lordfast.diffusion.stable_diffusion import build_pipeline
+
+    if path.is_dir():
+        path = path / LORA_FILE
+    if not path.is_file():
+        raise ValueError(f"lora: {path} does not exist; expected a finished stage2 run or a LoRA file")
+    try:
+        with stacking_adapters():
+            build_pipeline(model).load_lora_weights(path.parent, weight_name=path.name, adapter_name=LORA_NAME)
+        stored = sum(bool(_DOWN.search(key)) for key in load_file(path))
+    except (RuntimeError, KeyError, OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"lora: {path} does not fit {model.name}: {error}") from error
+    parts = (model.unet, model.text_encoder)
+    loaded = sum(isinstance(m, LoraLayer) and LORA_NAME in m.lora_A for part in parts for m in part.modules())
+    # diffusers passes over layers that the model does not have.
+    if loaded != stored:
+        raise ValueError(f"lora: {path} does not fit {model.name}: only {loaded} of its {stored} layers are in it")
+
+
+def draw_missing(
+    model: LatentDiffusion,
+    prompt: str,
+    paths: Sequence[Path],
+    *,
+    seed: int,
+    batch_size: int,
+    description: str,
+    **sampling: Any,
+) -> None:
+    """Draw image i from `seed` + i into ``paths[i]``, wherever that does not exist; `sampling` goes to `generate`.
+
+    Batches have the same composition whatever is there already, so a resumed folder equals an uninterrupted one.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; everything finished is saved.
+    """
+    batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
+    left = [batch for batch in batches if not all(paths[i].exists() for i in batch)]
+    there = len(paths) - sum(map(len, left))
+    with StopOnSignal() as stop, progress(description, len(paths), start=there) as advance:
+        for batch in left:
+            prompts = [prompt] * len(batch)
+            made = generate(model, prompts, seed=seed + batch.start, batch_size=batch_size, **sampling)
+            for i, image in zip(batch, made, strict=True):
+                if not paths[i].exists():
+                    save_png(image, paths[i])
+            there += len(batch)
+            advance(len(batch))
+            if stop.requested and batch is not left[-1]:
+                raise Interrupted(f"after {there} of {len(paths)} images")
+
+
+def check(config: GenerateConfig) -> None:
+    """Raise ValueError for a config that can't be run."""
+    check_choices(config)
+    for name in ("n", "steps", "batch_size"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
 
 
 def run_generate(config: GenerateConfig) -> dict[str, Any]:
-    """Write ``0000.png`` ... and ``preview/grid.png`` into ``config.out``; finished images are kept when resumed."""
-    if config.n < 1:
-        raise ValueError(f"n: expected at least 1 image, got {config.n}")
-    run = RunFolder.open(config, "generate")
-    names = [f"{i:04d}.png" for i in range(config.n)]
-    missing = [i for i, name in enumerate(names) if not (run.path / name).exists()]
+    """Write ``0000.png`` ... and ``preview/grid.png`` into ``config.out``; finished images are kept when resumed.
+
+    Raises:
+        ValueError, FileNotFoundError: bad settings, model or weights; nothing is written then.
+        Interrupted: on Ctrl-C, with every finished image saved.
+    """
+    check(config)
+    finished = RunFolder.inspect(config, "generate")
+    if finished is not None:
+        return finished
     started = time.perf_counter()
-    if missing:
-        model = load_model(config.model, device=config.device, dtype=config.dtype)
-        load_adapters(model, config.lord, config.lora)
-        _draw(model, config, run.path, names, missing[0])
-    pictures = [load_image(run.path / name) for name in names[:64]]
-    save_png(image_grid([pictures[i : i + 8] for i in range(0, len(pictures), 8)]), run.path / "preview" / "grid.png")
+    model = load_model(config.model, device=config.device, dtype=config.dtype)
+    model.check_resolution(config.resolution)
+    load_adapters(model, config.lord, config.lora)
+    run = RunFolder.open(config, "generate")
+    paths = [run.path / f"{i:04d}.png" for i in range(config.n)]
+    draw_missing(
+        model,
+        config.prompt,
+        paths,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        description="generating",
+        steps=config.steps,
+        guidance=config.guidance,
+        sampler=config.sampler,
+        negative_prompt=config.negative_prompt,
+        resolution=config.resolution,
+    )
+    pictures = [load_image(path) for path in paths[:64]]
+    rows = [pictures[i : i + 8] for i in range(0, len(pictures), 8)]
+    save_png(image_grid(rows, scale=max(1, 192 // len(pictures[0]))), run.path / "preview" / "grid.png")
     return run.finish({"images": config.n, "seconds": round(time.perf_counter() - started, 2)})
-
-
-def _draw(model: LatentDiffusion, config: GenerateConfig, folder: Path, names: list[str], first: int) -> None:
-    with StopOnSignal() as stop, progress("generating", config.n, start=first) as advance:
-        for start in range(first, config.n, config.batch_size):
-            chunk = names[start : start + config.batch_size]
-            made = generate(
-                model,
-                [config.prompt] * len(chunk),
-                seed=config.seed + start,
-                steps=config.steps,
-                guidance=config.guidance,
-                sampler=config.sampler,
-                negative_prompt=config.negative_prompt,
-                resolution=config.resolution,
-                batch_size=config.batch_size,
-            )
-            for name, image in zip(chunk, made, strict=True):
-                save_png(image, folder / name)
-            advance(len(chunk))
-            if stop.requested and start + len(chunk) < config.n:
-                raise Interrupted(f"after {start + len(chunk)} of {config.n} images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -18,16 +19,24 @@ class Interrupted(Exception):
         super().__init__(f"stopped {done}; run again with --resume to go on")
         self.done = done
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[str]]:
+        # It travels between the processes of a run; the default would rebuild it from the whole message.
+        return type(self), (self.done,)
+
 
 class StopOnSignal:
-    """A context in which the first SIGINT or SIGTERM sets `requested`; a second one raises KeyboardInterrupt."""
+    """A context in which SIGINT or SIGTERM sets `requested`; a second SIGINT raises KeyboardInterrupt.
+
+    Under torchrun it does not: the launcher sends its own copy of every signal that the terminal sent already, and
+    kills the process when it takes too long.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self._before: dict[int, signal.Handlers] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
         self.requested = True
 
@@ -38,6 +47,8 @@ class StopOnSignal:
                 self._before[number] = signal.signal(number, self._handle)  # type: ignore[assignment]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lordfast.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from lordfast.training.config import RunConfig
+from lordfast.training.config import RunConfig, check_choices
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
 from lordfast.training.run import RunFolder
@@ -78,6 +80,7 @@ class Objective(nn.Module):
 
 def check_training(config: TrainingConfig) -> None:
     """Raise ValueError for settings no loop can run with."""
+    check_choices(config)
     for name in ("steps", "epochs", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints"):
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -85,28 +88,22 @@ def check_training(config: TrainingConfig) -> None:
     for name in ("lr", "weight_decay", "clip_norm", "warmup_steps"):
         if not getattr(config, name) >= 0:
             raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
-
-
-def make_accelerator(dtype: str, device: torch.device) -> Any:
-    """An `accelerate.Accelerator` for `dtype` on `device`, whatever an earlier one in this process used.
-
-    Raises:
-        ValueError: fp16 training on a CPU, which has no fp16 gradient scaling.
-    """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    if dtype == "fp16" and device.type == "cpu":
-        raise ValueError("dtype: fp16 training needs a GPU; expected fp32 or bf16 on the CPU")
-    AcceleratorState._reset_state()
-    return Accelerator(mixed_precision="no" if dtype == "fp32" else dtype, cpu=device.type == "cpu")
+    if config.warmup_steps and config.lr_schedule == "constant":
+        raise ValueError(
+            f"warmup_steps: lr_schedule constant has no warm-up, got {config.warmup_steps}; expected 0, or "
+            "lr_schedule constant_with_warmup"
+        )
 
 
 def total_steps(config: TrainingConfig, examples: int, processes: int) -> int:
     """Optimiser steps of the whole run."""
     if config.epochs is None:
         return config.steps
-    return -(-examples * config.epochs // (config.batch_size * config.accumulate * processes))
+    return -(-examples * config.epochs // _effective_batch(config, processes))
+
+
+def _effective_batch(config: TrainingConfig, processes: int) -> int:
+    return config.batch_size * config.accumulate * processes
 
 
 def train(
@@ -134,29 +131,33 @@ def train(
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; a checkpoint of the last finished step lies in `run`.
-        ValueError: the loss became NaN or infinite; the message names the step.
+        ValueError: the loss or the gradient became NaN or infinite; the message names the step.
     """
     from diffusers.optimization import get_scheduler
 
     check_training(config)
     steps = total_steps(config, len(batches), accelerator.num_processes)
     optimizer = torch.optim.AdamW(objective.parameter_groups(config.lr), lr=config.lr, weight_decay=config.weight_decay)
-    schedule = get_scheduler(config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps)
+    schedule = get_scheduler(
+        config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
+    )
     trainable = {name: value for name, value in objective.named_parameters() if value.requires_grad}
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
 
+    # Which examples a step draws follows from these two.
+    drawn_from = {"examples": len(batches), "effective_batch": _effective_batch(config, accelerator.num_processes)}
     done = 0
     found = latest_checkpoint(run.checkpoints) if run is not None and config.resume else None
     if found is not None:
-        done = _restore(found, trainable, optimizer, schedule, accelerator)
-    if run is not None:
-        run.rewind(done)
-    board = _tensorboard(run) if run is not None and config.tensorboard and accelerator.is_main_process else None
-
-    losses: list[float] = []
+        done = _restore(found, trainable, optimizer, schedule, accelerator, drawn_from)
+    losses = [row["loss"] for row in run.rewind(done)] if run is not None else []
     started = time.perf_counter()
     show = accelerator.is_main_process and run is not None
-    with StopOnSignal() as stop, progress(description, steps, start=done, show=show) as advance:
+    with (
+        contextlib.closing(_Board(run if config.tensorboard and accelerator.is_main_process else None, done)) as board,
+        StopOnSignal() as stop,
+        progress(description, steps, start=done, show=show) as advance,
+    ):
         for step in range(done, steps):
             # Dropout is the only thing left that draws from the global generator.
             torch.manual_seed(derive_seed(config.seed, "step", step, accelerator.process_index))
@@ -164,23 +165,21 @@ def train(
             losses.append(row["loss"])
             if run is not None:
                 run.log({"step": step + 1, **row})
-            if board is not None:
-                for name, value in row.items():
-                    board.add_scalar(name, value, step + 1)
+            board.log(step + 1, row)
             advance(note=f"loss {row['loss']:.4f}")
             halt = _any(stop.requested, accelerator)
             last = step + 1 == steps
             if run is not None and run.write and (last or halt or (step + 1) % config.checkpoint_every == 0):
-                state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+                state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), **drawn_from}
                 if accelerator.scaler is not None:
                     state["scaler"] = accelerator.scaler.state_dict()
                 save_checkpoint(run.checkpoints, step + 1, trainable, state, config.keep_checkpoints)
             if on_step is not None:
                 on_step(step + 1, last)
             if halt and not last:
+                # A process that leaves early makes the launcher kill the one that is still writing.
+                accelerator.wait_for_everyone()
                 raise Interrupted(f"after step {step + 1} of {steps}")
-    if board is not None:
-        board.close()
     tail = losses[-max(1, steps // 10) :]
     return {
         "steps": steps,
@@ -200,7 +199,7 @@ def _step(
     trainable: list[nn.Parameter],
 ) -> dict[str, float]:
     world, rank = accelerator.num_processes, accelerator.process_index
-    effective = config.batch_size * config.accumulate * world
+    effective = _effective_batch(config, world)
     sums: dict[str, Tensor] = {}
     for micro in range(config.accumulate):
         first = (micro * world + rank) * config.batch_size
@@ -214,17 +213,17 @@ def _step(
             accelerator.backward(out["loss"] / config.accumulate)
         for name, value in out.items():
             sums[name] = sums.get(name, 0) + value.detach().float() / config.accumulate
-    norm = accelerator.clip_grad_norm_(trainable, config.clip_norm) if config.clip_norm else None
-    lr = schedule.get_last_lr()[0]
+    # An infinite threshold measures the norm and clips nothing.
+    norm = accelerator.clip_grad_norm_(trainable, config.clip_norm or math.inf)
+    row = {name: float(value) for name, value in accelerator.reduce(sums, reduction="mean").items()}
+    row |= {"lr": schedule.get_last_lr()[0], "grad_norm": float(norm)}
+    # Before the weights take it. The scaler of fp16 leaves out steps whose gradient overflowed, so there it may.
+    for name in ("loss", "grad_norm") if accelerator.scaler is None else ("loss",):
+        if not math.isfinite(row[name]):
+            raise ValueError(f"{name}: became {row[name]} at step {step + 1}; a lower lr or dtype fp32 usually helps")
     optimizer.step()
     schedule.step()
     optimizer.zero_grad()
-    row = {name: float(value) for name, value in accelerator.reduce(sums, reduction="mean").items()}
-    if not torch.isfinite(torch.tensor(row["loss"])):
-        raise ValueError(f"loss: became {row['loss']} at step {step + 1}; a lower lr or dtype fp32 usually helps")
-    row["lr"] = lr
-    if norm is not None:
-        row["grad_norm"] = float(norm)
     return row
 
 
@@ -250,8 +249,21 @@ def _any(flag: bool, accelerator: Any) -> bool:
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum") > 0)
 
 
-def _restore(checkpoint: Any, trainable: dict[str, nn.Parameter], optimizer: Any, schedule: Any, accelerator: Any) -> int:
+def _restore(
+    checkpoint: Path,
+    trainable: dict[str, nn.Parameter],
+    optimizer: Any,
+    schedule: Any,
+    accelerator: Any,
+    drawn_from: dict[str, int],
+) -> int:
     step, weights, state = load_checkpoint(checkpoint)
+    for name, count in drawn_from.items():
+        if state[name] != count:
+            raise ValueError(
+                f"resume: {checkpoint} was trained with {name} {state[name]}, now it is {count}; expected the same "
+                "data and the same number of processes"
+            )
     if weights.keys() != trainable.keys():
         odd = sorted(weights.keys() ^ trainable.keys())
         raise ValueError(f"resume: {checkpoint} holds other weights than this run trains, such as {odd[0]}")
@@ -265,9 +277,22 @@ def _restore(checkpoint: Any, trainable: dict[str, nn.Parameter], optimizer: Any
     return step
 
 
-def _tensorboard(run: RunFolder) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(run.path / "tensorboard"))
+class _Board:
+    """TensorBoard curves of a run, from step `done` on; silent without a run or without tensorboard."""
+
+    def __init__(self, run: RunFolder | None, done: int) -> None:
+        self._writer = None
+        if run is not None:
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=done + 1)
+
+    def log(self, step: int, row: dict[str, float]) -> None:
+        if self._writer is not None:
+            for name, value in row.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()

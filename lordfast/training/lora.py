@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lordfast.diffusion import LatentDiffusion
 from lordfast.training.loop import Objective
@@ -15,6 +16,26 @@ from lordfast.training.seeds import derive_seed
 
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 LORA_NAME = "lora"
+
+
+def check_targets(model: LatentDiffusion, targets: Sequence[str]) -> None:
+    """Raise ValueError unless each of `targets` names, by the end of its path, a linear layer of the UNet.
+
+    PEFT passes over a name that matches nothing as long as another one matches.
+    """
+    linear = [f".{name}" for name, module in model.unet.named_modules() if isinstance(module, nn.Linear)]
+    missing = [target for target in targets if not any(name.endswith(f".{target}") for name in linear)]
+    if missing or not targets:
+        got = ", ".join(map(repr, missing)) or "none"
+        raise ValueError(f"target_modules: expected names of linear layers of {model.name}'s UNet, got {got}")
+
+
+@contextmanager
+def stacking_adapters() -> Iterator[None]:
+    """Silence peft's warning of several adapters in a model: a LoRA above a LoRD is the point."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        yield
 
 
 def add_lora(
@@ -32,10 +53,8 @@ def add_lora(
     from peft import LoraConfig
 
     torch.manual_seed(derive_seed(seed, "lora"))
-    config = {"r": rank, "lora_alpha": alpha, "init_lora_weights": "gaussian"}
-    with warnings.catch_warnings():
-        # peft warns of several adapters in a model; a LoRA above a LoRD is the point.
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+    config: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "init_lora_weights": "gaussian"}
+    with stacking_adapters():
         model.unet.add_adapter(LoraConfig(target_modules=list(target_modules), **config), adapter_name=name)
     cast_training_params(model.unet, torch.float32)
     if text_encoder:
@@ -60,7 +79,9 @@ class LoraObjective(Objective):
         self._prior_weight = prior_weight
         self._text_lr = text_encoder_lr
 
-    def forward(self, *, latents: Tensor, noise: Tensor, timesteps: Tensor, text: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(  # type: ignore[override]
+        self, *, latents: Tensor, noise: Tensor, timesteps: Tensor, text: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         if "ids" in text:
             text = self._model.embed_tokens(text["ids"])
         losses = self._model.loss(latents, noise, timesteps, text)

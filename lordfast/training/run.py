@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from lordfast.training.config import RunConfig, differences, read_yaml, to_dict, write_yaml
 
@@ -46,46 +48,63 @@ def environment() -> dict[str, Any]:
 
 
 class RunFolder:
-    """One run on disk. Only the main process of several should open it with `write` true."""
+    """One run on disk. Of several processes the main one opens it; the others hold it with `write` false."""
 
     def __init__(self, path: Path, write: bool = True) -> None:
         self.path = path
         self.write = write
 
     @classmethod
-    def open(cls, config: RunConfig, command: str, write: bool = True) -> RunFolder:
-        """Claim ``config.out`` for a run of `command`, or pick up the interrupted run there.
+    def inspect(cls, config: RunConfig, command: str) -> dict[str, Any] | None:
+        """Raise what `open` would raise, before long work and without touching anything.
+
+        Returns:
+            The summary of a finished run that is resumed: there is nothing left to do. Else None.
 
         Raises:
             ValueError: the folder holds another run and neither ``resume`` nor ``overwrite`` was given; it holds
-                files that are no run; the run to resume has another config (every differing field is named).
+                files that are no run; the run to resume has another config (every differing field is named); what is
+                to be overwritten holds an input of this run.
         """
         path = Path(config.out)
         if path.exists() and not path.is_dir():
             raise ValueError(f"out: {path} is a file; expected a folder to write the run into")
         if config.resume and config.overwrite:
             raise ValueError("resume, overwrite: both were given; expected at most one")
+        if not _holds_run(path):
+            if path.exists() and any(path.iterdir()):
+                raise ValueError(f"out: {path} is not empty and holds no run; expected a new or empty folder")
+            return None
+        if config.overwrite:
+            for name, value in _inputs(config).items():
+                if value.resolve().is_relative_to(path.resolve()):
+                    raise ValueError(f"overwrite: {name} {value} lies inside {path} and would be deleted with it")
+            return None
+        if not config.resume:
+            raise ValueError(f"out: {path} holds a run already; --resume goes on with it, --overwrite replaces it")
         stored = path / "config.yaml"
-        if stored.exists():
-            if config.overwrite:
-                if write:
-                    shutil.rmtree(path)
-            elif config.resume:
-                changed = differences(read_yaml(stored, command), to_dict(config))
-                if changed:
-                    raise ValueError(
-                        f"resume: the run in {path} has another config ({'; '.join(changed)}); give the same settings "
-                        f"(--config {stored}), or another --out"
-                    )
-            else:
-                raise ValueError(f"out: {path} holds a run already; --resume goes on with it, --overwrite replaces it")
-        elif path.exists() and any(path.iterdir()):
-            raise ValueError(f"out: {path} is not empty and holds no run; expected a new or empty folder")
+        changed = differences(read_yaml(stored, command), to_dict(config))
+        if changed:
+            raise ValueError(
+                f"resume: the run in {path} has another config ({'; '.join(changed)}); give the same settings "
+                f"(--config {stored}), or another --out"
+            )
+        return cls(path, write=False).summary()
+
+    @classmethod
+    def open(cls, config: RunConfig, command: str, write: bool = True) -> RunFolder:
+        """Claim ``config.out`` for a run of `command`, or pick up the interrupted run there. Raises as `inspect`."""
+        cls.inspect(config, command)
+        path = Path(config.out)
         if write:
+            if config.overwrite and path.exists():
+                shutil.rmtree(path)
             path.mkdir(parents=True, exist_ok=True)
-            if not stored.exists():
+            # The config first: it is what makes the folder a run, which an interruption right here leaves resumable.
+            if not (path / "config.yaml").exists():
+                write_yaml(path / "config.yaml", command, config)
+            if not (path / "environment.json").exists():
                 write_json(path / "environment.json", environment())
-                write_yaml(stored, command, config)
         return cls(path, write)
 
     @property
@@ -109,18 +128,44 @@ class RunFolder:
             with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    def rewind(self, step: int) -> None:
-        """Drop the rows of metrics.jsonl beyond `step`, so that a resumed run writes each of them once."""
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Drop the rows of metrics.jsonl beyond `step`, so that a resumed run writes each of them once.
+
+        Returns:
+            The rows that stay; none where this process does not write.
+        """
         path = self.path / "metrics.jsonl"
         if not self.write or not path.exists():
-            return
+            return []
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
+                row = json.loads(line)
+                if row["step"] <= step:
+                    kept.append(row)
+            except (json.JSONDecodeError, KeyError, TypeError):
                 continue  # a line cut short by the interruption
         temporary = path.with_name(f".{path.name}")
-        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         temporary.replace(path)
+        return kept
+
+
+def _holds_run(path: Path) -> bool:
+    # Other tools call their files config.yaml too, and --overwrite deletes what counts as a run.
+    try:
+        values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(values, dict) and isinstance(values.get("command"), str) and "out" in values
+
+
+def _inputs(config: RunConfig) -> dict[str, Path]:
+    """The existing files and folders that a config reads."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        is_path = isinstance(value, Path) and field.name not in ("out", "cache_dir")
+        if is_path or (field.name == "model" and isinstance(value, str)):
+            found[field.name] = Path(value)
+    return {name: path for name, path in found.items() if path.exists()}

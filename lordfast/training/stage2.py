@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from lordfast.data import image_grid, list_images, save_png
-from lordfast.diffusion import LatentDiffusion, TensorCache, load_model
+from lordfast.data import ImageRecord, image_grid, save_png
+from lordfast.diffusion import LatentDiffusion, TensorCache, load_model, resolve_device
 from lordfast.diffusion.sampling import generate
-from lordfast.training.examples import ImageOptions, LatentBatches, LatentStore, TextStore, WithPrior, read_images
-from lordfast.training.lora import LORA_NAME, LoraObjective, add_lora
-from lordfast.training.loop import TrainingConfig, check_training, make_accelerator, train
+from lordfast.training.examples import (
+    ImageOptions,
+    LatentBatches,
+    LatentStore,
+    TextStore,
+    WithPrior,
+    list_folder,
+    read_images,
+)
+from lordfast.training.generate import draw_missing
+from lordfast.training.loop import Batches, TrainingConfig, check_training, train
+from lordfast.training.lora import LORA_NAME, LoraObjective, add_lora, check_targets
+from lordfast.training.processes import make_accelerator, on_main, open_run
 from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
 
@@ -85,12 +96,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 def check(config: Stage2Config) -> None:
     """Raise ValueError for a config that can't be run."""
     check_training(config)
-    if config.rank < 1:
-        raise ValueError(f"rank: expected at least 1, got {config.rank}")
+    for name in ("rank", "class_images", "validation_every", "validation_images"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    for name in ("text_encoder_lr", "prior_weight"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
+    if config.lora_alpha is not None and not config.lora_alpha > 0:
+        raise ValueError(f"lora_alpha: expected more than 0, got {config.lora_alpha}")
     if config.prior_preservation and not config.class_prompt:
         raise ValueError('class_prompt: prior preservation needs one, such as "a photo of a person"; none came')
-    if config.validation_every < 1:
-        raise ValueError(f"validation_every: expected at least 1, got {config.validation_every}")
 
 
 def run_stage2(config: Stage2Config) -> dict[str, Any]:
@@ -100,28 +115,32 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
         What summary.json holds: steps, loss, seconds, number of examples.
 
     Raises:
-        ValueError: bad settings or data; nothing is written then.
+        ValueError, OSError: bad settings or data; nothing is written then.
         Interrupted: on Ctrl-C, with a checkpoint saved.
     """
     check(config)
-    list_images(config.instance_data)
-    model = load_model(config.model, device=config.device, dtype=config.dtype)
+    instance = list_folder(config.instance_data, "instance_data", captions="ignore")
+    accelerator = make_accelerator(config.dtype, resolve_device(config.device))
+    finished = on_main(accelerator, lambda: RunFolder.inspect(config, "stage2"))
+    if finished is not None:
+        return finished
+    model = load_model(config.model, device=str(accelerator.device), dtype=config.dtype)
     # Everything that bad input can break comes before the run folder is claimed.
-    instance = _read(model, config, config.instance_data)
+    images = _read(model, config, instance)
+    if config.prior_preservation and config.class_data is not None:
+        _read(model, config, existing_images(config.class_data))
+    check_targets(model, config.target_modules)
     if config.lord is not None:
         from lordfast.adapter import load_lord
 
         load_lord(model.unet, config.lord)
-    accelerator = make_accelerator(config.dtype, model.device)
-    with accelerator.main_process_first():
-        run = RunFolder.open(config, "stage2", write=accelerator.is_main_process)
-    finished = run.summary()
-    if finished is not None:
-        return finished
+    run = open_run(config, "stage2", accelerator)
     cache = TensorCache(config.cache_dir)
-    batches: LatentBatches | WithPrior = _batches(model, config, cache, instance, config.instance_prompt)
+    batches: Batches = _batches(model, config, cache, images, config.instance_prompt)
     if config.prior_preservation:
-        prior = _read(model, config, _class_images(model, config, run, accelerator))
+        folder = config.class_data or run.path / "class_images"
+        on_main(accelerator, lambda: draw_class_images(model, config, folder))
+        prior = _read(model, config, list_folder(folder, "class_data", captions="ignore"))
         batches = WithPrior(batches, _batches(model, config, cache, prior, config.class_prompt or ""))
     add_lora(
         model,
@@ -161,9 +180,9 @@ def save(model: LatentDiffusion, folder: Path, config: Stage2Config) -> None:
     save_lora(model.unet, folder, LORA_NAME, text_encoder=text_encoder, format=config.format)
 
 
-def _read(model: LatentDiffusion, config: Stage2Config, folder: Path) -> list[np.ndarray]:
+def _read(model: LatentDiffusion, config: Stage2Config, records: Sequence[ImageRecord]) -> list[np.ndarray]:
     side = model.check_resolution(config.resolution)
-    return [image for _, image in read_images(folder, config, side, seed=config.seed, captions="ignore")]
+    return [image for _, image in read_images(records, config, side, seed=config.seed)]
 
 
 def _batches(
@@ -174,19 +193,35 @@ def _batches(
     return LatentBatches(store, text, model.timesteps, config.latent_sample)
 
 
-def _class_images(model: LatentDiffusion, config: Stage2Config, run: RunFolder, accelerator: Any) -> Path:
-    folder = config.class_data or run.path / "class_images"
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        have = len(list_images(folder)) if any(folder.iterdir()) else 0
-        for start in range(have, config.class_images, 8):
-            prompts = [config.class_prompt or ""] * min(8, config.class_images - start)
-            seed = derive_seed(config.seed, "class", start) % 2**31
-            made = generate(model, prompts, seed=seed, resolution=config.resolution)
-            for offset, image in enumerate(made):
-                save_png(image, folder / f"class-{start + offset:04d}.png")
-    accelerator.wait_for_everyone()
-    return folder
+def existing_images(folder: Path) -> list[ImageRecord]:
+    """The images of a folder that may be empty or not there yet.
+
+    Raises:
+        NotADirectoryError: it is a file.
+    """
+    try:
+        return list_folder(folder, "class_data", captions="ignore")
+    except (FileNotFoundError, ValueError):
+        return []
+
+
+def draw_class_images(model: LatentDiffusion, config: Stage2Config, folder: Path) -> None:
+    """Fill `folder` up to ``config.class_images`` with what the model draws from the class prompt.
+
+    A LoRD that is loaded draws along: the images show what the model knows before the LoRA changes it.
+    """
+    own = re.compile(r"class-\d{4,}\.png")
+    brought = [record for record in existing_images(folder) if not own.fullmatch(record.name)]
+    paths = [folder / f"class-{i:04d}.png" for i in range(config.class_images - len(brought))]
+    draw_missing(
+        model,
+        config.class_prompt or "",
+        paths,
+        seed=derive_seed(config.seed, "class") % 2**31,
+        batch_size=8,
+        description="class images",
+        resolution=config.resolution,
+    )
 
 
 def _validation(model: LatentDiffusion, config: Stage2Config, run: RunFolder) -> Callable[[int, bool], None] | None:

@@ -1,0 +1,20 @@
+// The instruction sets that kernels are compiled for, and the choice of one at run time.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace lordfast {
+
+enum class Isa { portable, avx2, avx512 };
+
+const char* name(Isa isa);
+
+// What this build has kernels for and this CPU and operating system can run, best first. Never empty.
+const std::vector<Isa>& available_isas();
+
+// The best of them, or what the environment variable LORDFAST_CPU_ISA names. Read at every call.
+// Throws std::invalid_argument for a name that means nothing, or that is not available here.
+Isa active_isa();
+
+}  // namespace lordfast

@@ -1,0 +1,146 @@
+"""Finding, freezing, switching off and removing the LoRD of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from lordfast.adapter.config import LordConfig
+from lordfast.adapter.guards import remove_guards
+from lordfast.adapter.layer import LordLayer
+
+# What wrappers (PEFT layers, torch.compile, checkpoint wrappers, FSDP) put into a module's path.
+_WRAPPER_PARTS = frozenset({"base_layer", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+_WRAPPER_PREFIXES = ("module.", "base_model.model.")
+
+
+def layer_name(path: str) -> str:
+    """A layer's path in the bare model, whatever wraps it now: the name in files, gates and errors."""
+    path = ".".join(part for part in path.split(".") if part not in _WRAPPER_PARTS)
+    for prefix in _WRAPPER_PREFIXES:
+        path = path.removeprefix(prefix)
+    return path
+
+
+def lord_layers(module: nn.Module) -> dict[str, LordLayer]:
+    """Every LoRD layer in ``module`` by its :func:`layer_name`, in module order."""
+    return {layer_name(path): child for path, child in module.named_modules() if isinstance(child, LordLayer)}
+
+
+def denoiser_of(pipe_or_module: Any) -> nn.Module:
+    """The module that carries LoRD: the ``unet`` or ``transformer`` of a pipeline, or the module itself, unwrapped.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    found = pipe_or_module
+    if not isinstance(found, nn.Module):
+        found = getattr(pipe_or_module, "unet", None) or getattr(pipe_or_module, "transformer", None)
+    while isinstance(found, nn.Module):
+        if hasattr(found, "_orig_mod"):
+            found = found._orig_mod
+        elif isinstance(found, PeftModel):
+            found = found.get_base_model()
+        elif isinstance(found, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            found = found.module
+        else:
+            return found
+    raise TypeError(
+        f"expected a torch module, or a pipeline with a unet or a transformer, got {type(pipe_or_module).__name__}"
+    )
+
+
+def freeze_lord(module: Any, adapter_name: str | None = None) -> None:
+    """Freeze LoRD for good: no gradient until :func:`unfreeze_lord`, whatever ``set_adapter`` calls come.
+
+    Args:
+        module: a model or a pipeline with LoRD.
+        adapter_name: only this adapter; None means all.
+
+    Raises:
+        ValueError: if there is no such LoRD adapter.
+    """
+    for layer, name in _chosen(module, adapter_name):
+        layer.lord_frozen.add(name)
+        layer.set_requires_grad(name, False)
+
+
+def unfreeze_lord(module: Any, adapter_name: str | None = None) -> None:
+    """Undo :func:`freeze_lord`; the active adapter is trainable afterwards. Arguments and errors as there."""
+    for layer, name in _chosen(module, adapter_name):
+        layer.lord_frozen.discard(name)
+        layer.set_requires_grad(name, name == layer.active_lord)
+
+
+def _chosen(module: Any, adapter_name: str | None) -> list[tuple[LordLayer, str]]:
+    layers = lord_layers(denoiser_of(module)).values()
+    chosen = [(layer, name) for layer in layers for name in layer.lord_config if adapter_name in (None, name)]
+    if not chosen:
+        what = "LoRD adapter" if adapter_name is None else f"LoRD adapter named {adapter_name!r}"
+        raise ValueError(f"the model has no {what}")
+    return chosen
+
+
+@contextmanager
+def lord_disabled(module: Any) -> Iterator[None]:
+    """Inside, the layers run without LoRD, as if it were not there; other adapters are as they were.
+
+    Raises:
+        ValueError: if the model has no LoRD.
+    """
+    layers = {id(layer): layer for layer, _ in _chosen(module, None)}.values()
+    before = [(layer, layer.lord_enabled) for layer in layers]
+    try:
+        for layer in layers:
+            layer.lord_enabled = False
+        yield
+    finally:
+        for layer, enabled in before:
+            layer.lord_enabled = enabled
+
+
+def remove_lord(module: Any, adapter_name: str | None = None) -> None:
+    """Take LoRD out of a model in place; LoRAs around it stay, and the layers are the bare ones again.
+
+    Args:
+        module: a model or a pipeline with LoRD.
+        adapter_name: only this LoRD adapter; None means all.
+
+    Raises:
+        ValueError: if there is no such LoRD adapter.
+    """
+    model = denoiser_of(module)
+    layers = lord_layers(model).values()
+    if not layers or adapter_name is not None:
+        # delete_adapters("lord") leaves layers without an adapter behind: they are removed without complaint.
+        _chosen(model, adapter_name)
+    for layer in layers:
+        for name in list(layer.lord_config):
+            if adapter_name in (None, name):
+                layer.delete_adapter(name)
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, LordLayer) and not layer.lord_config:
+            parent_path, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent_path), child, layer.base_layer)
+    for owner in list(model.modules()):
+        # A property (PeftModel) or a forwarded attribute (BaseTuner) leads to the same dict: only holders count.
+        if "peft_config" in owner.__dict__:
+            _forget_configs(owner, adapter_name)
+        if not lord_layers(owner):
+            remove_guards(owner)
+
+
+def _forget_configs(owner: nn.Module, adapter_name: str | None) -> None:
+    configs: Any = owner.peft_config
+    for name in [name for name, config in configs.items() if isinstance(config, LordConfig)]:
+        if adapter_name in (None, name):
+            del configs[name]
+    if not configs and not isinstance(owner, BaseTuner):
+        del owner.peft_config
+        if getattr(owner, "_hf_peft_config_loaded", False):
+            owner._hf_peft_config_loaded = False  # type: ignore[assignment]

@@ -1,0 +1,116 @@
+"""Export of an ordinary LoRA (Stage 2's product) to files that plain diffusers, or a kohya reader, load unaided."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lordfast.adapter.control import denoiser_of, layer_name
+from lordfast.adapter.save_load import write_atomically
+
+LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+FORMATS = ("diffusers", "kohya")
+
+# What each format calls the denoiser and the text encoder, and the two factors of a layer of each.
+_KOHYA_PREFIX = {"denoiser": "lora_unet", "text_encoder": "lora_te"}
+_DOWN_UP = {"denoiser": ("lora.down", "lora.up"), "text_encoder": ("lora_linear_layer.down", "lora_linear_layer.up")}
+
+
+def save_lora(
+    module: Any,
+    path: str | os.PathLike[str],
+    adapter_name: str,
+    *,
+    text_encoder: nn.Module | None = None,
+    format: str = "diffusers",
+) -> Path:
+    """Save a LoRA adapter for use anywhere, whether or not it was trained over LoRD; LoRD itself is not in the file.
+
+    The scale alpha / r is folded into B, so the file means the same to readers that know no alpha; kohya files carry
+    ``alpha = r`` beside it. There is no adapter metadata: what one PEFT version writes, another can't always read.
+
+    Args:
+        module: a pipeline with a ``unet`` or ``transformer``, or that module.
+        path: folder (made if missing) for ``pytorch_lora_weights.safetensors``, or a ``.safetensors`` file.
+        adapter_name: the LoRA's name in the model.
+        text_encoder: a text encoder with a LoRA of the same name, saved along.
+        format: ``"diffusers"`` or ``"kohya"`` (``lora_unet_*.lora_down.weight`` and ``.alpha``).
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: for an unknown format, if there is no such LoRA, or if it is not an ordinary one (DoRA, biases).
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    model = denoiser_of(module)
+    parts = {"denoiser": model} if text_encoder is None else {"denoiser": model, "text_encoder": text_encoder}
+    tensors: dict[str, Tensor] = {}
+    for part, owner in parts.items():
+        factors = lora_factors(owner, adapter_name)
+        prefix = "transformer" if part == "denoiser" and _is_transformer(module, model) else "unet"
+        for name, (down, up) in factors.items():
+            if format == "kohya":
+                tensors.update(_kohya(f"{_KOHYA_PREFIX[part]}_{name.replace('.', '_')}", down, up))
+            elif prefix == "transformer" and part == "denoiser":
+                tensors.update({f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up})
+            else:
+                tensors.update(_diffusers(part, name, down, up))
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        target = target / LORA_WEIGHTS_NAME
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+    return target
+
+
+def lora_factors(model: nn.Module, adapter_name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """{layer name: (A, s B)} of one LoRA adapter on the CPU, the scale folded in; W + (s B) A is the adapted weight.
+
+    Raises:
+        ValueError: if there is no such LoRA, or if A and B alone don't describe it.
+    """
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for path, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer) or adapter_name not in layer.lora_A:
+            continue
+        name = layer_name(path)
+        down, up = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
+        if layer.use_dora.get(adapter_name) or up.bias is not None:
+            raise ValueError(f"LoRA {adapter_name!r} at {name} is a DoRA or has biases; only plain LoRA can be saved")
+        scale = _trained_scale(model, layer, adapter_name)
+        weight = (up.weight.detach().double() * scale).to(up.weight.dtype)
+        factors[name] = down.weight.detach().cpu().contiguous(), weight.cpu().contiguous()
+    if not factors:
+        raise ValueError(f"{type(model).__name__} has no LoRA adapter named {adapter_name!r}")
+    return factors
+
+
+def _trained_scale(model: nn.Module, layer: LoraLayer, adapter_name: str) -> float:
+    """alpha / r, not ``layer.scaling``: set_adapters and fuse_lora leave the user's momentary weight in that."""
+    config = getattr(model, "peft_config", {}).get(adapter_name)
+    r = layer.r[adapter_name]
+    return layer.lora_alpha[adapter_name] / (math.sqrt(r) if getattr(config, "use_rslora", False) else r)
+
+
+def _is_transformer(module: Any, model: nn.Module) -> bool:
+    return getattr(module, "transformer", None) is model or "Transformer" in type(model).__name__
+
+
+def _diffusers(part: str, name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+    prefix = "unet" if part == "denoiser" else part
+    down_name, up_name = _DOWN_UP[part]
+    return {f"{prefix}.{name}.{down_name}.weight": down, f"{prefix}.{name}.{up_name}.weight": up}
+
+
+def _kohya(key: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+    alpha = torch.tensor(float(down.shape[0]))
+    return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha}

@@ -1,0 +1,193 @@
+"""``lordfast info``: versions, devices, backends and why one is missing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "peft",
+    "transformers",
+    "accelerate",
+    "torchmetrics",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "triton",
+    "xformers",
+    "nvtx",
+)
+
+
+def run(args: list[str]) -> None:
+    """Parse and print."""
+    parser = argparse.ArgumentParser(
+        prog="lordfast info", description="Versions, devices, backends and why one is missing."
+    )
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    options = parser.parse_args(args)
+    info = collect_info()
+    print(json.dumps(info, indent=2) if options.json else to_text(info))
+
+
+def collect_info() -> dict[str, Any]:
+    """Everything that a bug report should say, as JSON values. Never raises: what can't be read says why."""
+    readers: dict[str, Callable[[], Any]] = {
+        "lordfast": _lordfast,
+        "python": lambda: f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform,
+        "packages": lambda: {name: _version(name) for name in PACKAGES},
+        "cpu": _cpu,
+        "cuda": _cuda,
+        "native": _native,
+        "backends": _backends,
+        "demo_model": _demo_model,
+        "cache": _cache,
+    }
+    with warnings.catch_warnings():
+        # Missing parts are reported below, each with its reason.
+        warnings.simplefilter("ignore")
+        return {name: _attempt(read) for name, read in readers.items()}
+
+
+def _attempt(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    # A broken installation raises anything, and is just where this command is needed.
+    except Exception as error:
+        return f"unavailable: {type(error).__name__}: {error}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _lordfast() -> str:
+    import lordfast
+
+    return f"{lordfast.__version__} ({Path(lordfast.__file__).parent})"
+
+
+def _cpu() -> dict[str, Any]:
+    return {
+        "name": _attempt(_cpu_name),
+        "cores": os.cpu_count(),
+        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": _attempt(_threads),
+        "isa": _attempt(_isa),
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _isa() -> str:
+    from lordfast import _native
+
+    return _native.C.cpu_isa() if _native.C is not None else "unknown: the native extension is not loaded"
+
+
+def _cuda() -> dict[str, Any]:
+    import torch
+
+    if torch.version.cuda is None:
+        return {"devices": [], "reason": f"torch {torch.__version__} is built without CUDA"}
+    if not torch.cuda.is_available():
+        return {"devices": [], "reason": "torch finds no usable CUDA device or driver", "torch": torch.version.cuda}
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        memory = round(found.total_memory / 2**30, 1)
+        devices.append({"name": found.name, "capability": f"{found.major}.{found.minor}", "memory_gib": memory})
+    return {"devices": devices, "reason": None, "torch": torch.version.cuda}
+
+
+def _native() -> dict[str, Any]:
+    from lordfast import _native
+
+    if _native.C is None:
+        return {"loaded": False, "reason": _native.reason}
+    return {
+        "loaded": True,
+        "file": _native.C.__file__,
+        "build": _attempt(_native.C.build_info),
+        "isas": _attempt(_native.C.available_isas),
+        "cuda": _attempt(_native.C.cuda_status),
+    }
+
+
+def _backends() -> dict[str, str]:
+    from lordfast.ops import available_backends
+
+    return available_backends()
+
+
+def _demo_model() -> dict[str, Any]:
+    from lordfast.diffusion.resolve import DEMO_MODEL
+
+    present = (DEMO_MODEL / "model_index.json").is_file()
+    size = sum(path.stat().st_size for path in DEMO_MODEL.rglob("*") if path.is_file())
+    return {"folder": str(DEMO_MODEL), "present": present, "mib": round(size / 2**20, 1)}
+
+
+def _cache() -> dict[str, Any]:
+    from lordfast.diffusion.cache import default_cache_dir
+
+    folder = default_cache_dir()
+    return {"folder": str(folder), "exists": folder.is_dir()}
+
+
+def to_text(info: dict[str, Any]) -> str:
+    """`collect_info` for people: a line for each value, aligned."""
+    lines: list[tuple[str, str]] = []
+
+    def add(depth: int, name: str, value: Any) -> None:
+        head = "  " * depth + name
+        if isinstance(value, dict) and value:
+            lines.append((head, ""))
+            for key, inner in value.items():
+                add(depth + 1, key, inner)
+        elif isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
+            lines.append((head, ""))
+            for number, inner in enumerate(value):
+                add(depth + 1, str(number), inner)
+        else:
+            lines.append((head, _shown(value)))
+
+    for name, value in info.items():
+        add(0, name, value)
+    width = max(len(head) for head, _ in lines) + 2
+    return "\n".join(f"{head:<{width}}{text}".rstrip() for head, text in lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple | dict):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

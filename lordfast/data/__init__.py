@@ -1,0 +1,37 @@
+"""Image folders with captions, and the procedural faces and landscapes of the demo.
+
+May import numpy, Pillow and itself only; everything from ``training`` upwards may import it.
+"""
+
+from lordfast.data.faces import FaceAttributes, FaceIdentity, draw_face, draw_identity, face_caption
+from lordfast.data.folder import ImageRecord, list_images, load_images, output_names
+from lordfast.data.grid import image_grid
+from lordfast.data.images import BadImageError, fit_image, load_image, save_png
+from lordfast.data.landscapes import LandscapeAttributes, Scene, draw_landscape, draw_scene, landscape_caption
+from lordfast.data.procedural import ProceduralImage, make_faces, make_landscapes, write_folder
+
+__all__ = [
+    "BadImageError",
+    "FaceAttributes",
+    "FaceIdentity",
+    "ImageRecord",
+    "LandscapeAttributes",
+    "ProceduralImage",
+    "Scene",
+    "draw_face",
+    "draw_identity",
+    "draw_landscape",
+    "draw_scene",
+    "face_caption",
+    "fit_image",
+    "image_grid",
+    "landscape_caption",
+    "list_images",
+    "load_image",
+    "load_images",
+    "make_faces",
+    "make_landscapes",
+    "output_names",
+    "save_png",
+    "write_folder",
+]

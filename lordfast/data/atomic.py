@@ -1,0 +1,25 @@
+"""Files that are either complete or absent, even when a run is interrupted in the middle of a write."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write_atomic(path: str | Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` through a hidden temporary file in the same folder, then rename.
+
+    Parent folders are created; an existing file is replaced.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile.mkstemp: it creates files with mode 0600, and results should follow the user's umask.
+    # A short name of its own, so that a `path` near the file system's limit still works.
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,168 @@
+"""One image: from a file of any common mode to uint8 RGB, to the training resolution, and back to PNG."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from lordfast.data.atomic import write_atomic
+from lordfast.pixels import Uint8Image, check_image
+
+Crop = Literal["center", "random"]
+
+
+class BadImageError(ValueError):
+    """An image file that cannot be used; the message names the file and the reason, as do ``path`` and ``reason``."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"cannot read image {path}: {reason}")
+        self.path = Path(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BadImageError], tuple[Path, str]]:
+        # The default rebuilds from the message alone, which fails when the error comes out of a worker process.
+        return type(self), (self.path, self.reason)
+
+
+def load_image(path: str | Path) -> Uint8Image:
+    """Read one image file as uint8 RGB of shape (H, W, 3), with its EXIF orientation applied.
+
+    * Transparency (RGBA, LA, palette or colour-key) is composited on white.
+    * 16-bit grey is scaled to 8 bits (65535 -> 255), not clipped. 32-bit integer pixels are read as 16-bit ones and
+      must lie in 0..65535; float pixels must lie in [0, 1].
+    * CMYK and other colour modes go through Pillow's conversion; embedded colour profiles are ignored.
+    * Of an animation or a multi-page file the first frame is read.
+
+    Raises:
+        BadImageError: missing, empty, truncated, not an image, larger than Pillow's decompression-bomb limit, or pixel
+            values outside the ranges above.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size == 0:
+            raise BadImageError(path, "the file is empty (0 bytes)")
+        with Image.open(path) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened) or opened
+            return _to_rgb(image)
+    except BadImageError:
+        raise
+    except FileNotFoundError:
+        raise BadImageError(path, "no such file") from None
+    except Image.UnidentifiedImageError:
+        raise BadImageError(path, "not an image, or a format that Pillow does not know") from None
+    except Exception as error:
+        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, ... on damaged
+        # files; whichever it is, what the user can act on is the file's name.
+        raise BadImageError(path, f"{type(error).__name__}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Uint8Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return np.repeat(_grey_to_uint8(np.asarray(image))[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba)
+    return np.array(image.convert("RGB"))
+
+
+def _grey_to_uint8(pixels: npt.NDArray[np.generic]) -> Uint8Image:
+    values = pixels.astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (low >= 0.0 and high <= 1.0):
+            raise ValueError(f"float pixels from {low:g} to {high:g}, expected [0, 1]")
+        return np.rint(values * 255.0).astype(np.uint8)
+    if low < 0 or high > 65535:
+        raise ValueError(f"integer pixels from {low:g} to {high:g}, expected 0..65535")
+    return np.rint(values / 257.0).astype(np.uint8)
+
+
+def parse_resolution(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    """Return ``resolution`` as (height, width); an integer means a square."""
+    pair = (resolution, resolution) if isinstance(resolution, (int, np.integer)) else tuple(resolution)
+    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < 1 for v in pair):
+        raise ValueError(f"resolution: expected a positive integer or (height, width), got {resolution!r}")
+    return int(pair[0]), int(pair[1])
+
+
+def fit_image(
+    image: Uint8Image,
+    resolution: int | tuple[int, int],
+    *,
+    crop: Crop = "center",
+    rng: np.random.Generator | None = None,
+    flip: bool = False,
+) -> Uint8Image:
+    """Bring an image to ``resolution`` without squashing it: scale so that it just covers the target, then crop.
+
+    Args:
+        image: uint8 (H, W, 3).
+        resolution: pixels, an integer for a square or (height, width).
+        crop: "center", or "random" for a uniform position drawn from ``rng``.
+        rng: needed by ``crop="random"`` and ``flip``; the same state gives the same result.
+        flip: mirror left-right with probability 1/2, drawn from ``rng`` after the crop.
+
+    Returns:
+        uint8 (height, width, 3), a new array. Resampling is antialiased Lanczos and enlarges small images too; an
+        image that already covers the target at scale 1 is only cut, so one of the right size comes back bit-identical.
+    """
+    check_image(image)
+    height, width = parse_resolution(resolution)
+    if crop not in ("center", "random"):
+        raise ValueError(f'crop: expected "center" or "random", got {crop!r}')
+    if rng is None and (crop == "random" or flip):
+        raise ValueError("rng: a numpy Generator is needed for random crops and flips, got None")
+
+    # Two numbers always, so that the flip that follows does not depend on the image's shape.
+    at_y, at_x = rng.random(2) if rng is not None and crop == "random" else (0.5, 0.5)
+    source_height, source_width = image.shape[:2]
+    if max(height * source_width, width * source_height) == source_height * source_width:
+        # Scale 1. An odd excess leaves the extra line after the crop for "center".
+        top = min(int(at_y * (source_height - height + 1)), source_height - height)
+        left = min(int(at_x * (source_width - width + 1)), source_width - width)
+        if crop == "center":
+            top, left = (source_height - height) // 2, (source_width - width) // 2
+        fitted = image[top : top + height, left : left + width].copy()
+    else:
+        # The window is cut in source pixels and only it is resampled: the scale is exactly the same along both axes,
+        # and a 1 x 50 000 strip does not become a huge intermediate.
+        scale = max(height / source_height, width / source_width)
+        window_height = min(height / scale, float(source_height))
+        window_width = min(width / scale, float(source_width))
+        top_edge = at_y * (source_height - window_height)
+        left_edge = at_x * (source_width - window_width)
+        window = (
+            left_edge,
+            top_edge,
+            min(left_edge + window_width, float(source_width)),
+            min(top_edge + window_height, float(source_height)),
+        )
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, box=window)
+        fitted = np.array(resized)
+    if flip and rng is not None and rng.random() < 0.5:
+        fitted = fitted[:, ::-1].copy()
+    return fitted
+
+
+def save_png(image: Uint8Image | Image.Image, path: str | Path) -> None:
+    """Write a uint8 (H, W, 3) array or a PIL image as PNG: lossless, and never seen half-written under ``path``.
+
+    Raises:
+        ValueError: if ``path`` does not end in ".png".
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"path: expected a name that ends in .png, got {path}")
+    if not isinstance(image, Image.Image):
+        check_image(image)
+        image = Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_atomic(path, buffer.getvalue())

@@ -1,0 +1,56 @@
+"""What an evaluation reads: folders of images, checked before anything is written, and the images in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lordfast.data import BadImageError, ImageRecord, list_images, load_image
+from lordfast.training.examples import report_bad
+
+
+@dataclass
+class ImageFolder:
+    """A folder whose images can all be decoded.
+
+    Attributes:
+        records: the images, sorted by name.
+        skipped: paths of those that can't be read, where that is allowed.
+    """
+
+    records: list[ImageRecord]
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def first_side(self) -> int:
+        """The shorter side of the first image, in pixels."""
+        return min(load_image(self.records[0].path).shape[:2])
+
+
+def open_folder(folder: Path, argument: str, *, skip_bad: bool, prompt: str | None = None) -> ImageFolder:
+    """List `folder` and decode every image once, so that a bad one is found before hours of work and not after.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: `folder` is missing or a file.
+        ValueError: no images in it; an image that can't be read, without `skip_bad`, or none that can.
+    """
+    try:
+        records = list_images(folder, prompt=prompt)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"{argument}: {error}") from error
+    found = ImageFolder([])
+    for record in records:
+        try:
+            load_image(record.path)
+        except BadImageError as error:
+            if not skip_bad:
+                raise
+            report_bad(record, error)
+            found.skipped.append(str(record.path))
+        else:
+            found.records.append(record)
+    if not found.records:
+        raise ValueError(f"{argument}: none of the {len(records)} images in {folder} could be read")
+    return found

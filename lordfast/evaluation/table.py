@@ -1,0 +1,106 @@
+"""The numbers of an evaluation as tables: Markdown for table.md, rich for the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+SHOWN_LAYERS = 5
+"""Layers that the terminal's table lists; table.md has all."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table: its title, column heads, and rows of as many cells."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def sections(summary: dict[str, Any], layers: int | None = None) -> list[Section]:
+    """The tables of a summary.json; of the LoRD layers only the `layers` best, or all."""
+    found = []
+    if "distribution" in summary:
+        found.append(_distribution(summary["distribution"]))
+    if "pairs" in summary:
+        found.append(_pairs(summary["pairs"]))
+    if "detection" in summary:
+        found.append(_detection(summary["detection"], layers))
+    return found
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def _distribution(part: dict[str, Any]) -> Section:
+    deviation = part["kernel_distance_std"]
+    plural = "s" if part["kid_subsets"] > 1 else ""
+    subsets = f"{part['kid_subsets']} subset{plural} of {part['kid_subset_size']} images"
+    kernel = _number(part["kernel_distance"])
+    if deviation is not None:
+        kernel += f" ± {_number(deviation, 2)}"
+    rows = [
+        ["Frechet distance", _number(part["frechet_distance"])],
+        [f"kernel distance (KID, {subsets})", kernel],
+        ["images", f"{part['generated']} generated, {part['reference']} reference"],
+    ]
+    return Section(f"Distances on {part['features']} features (lower is closer)", ["measure", "value"], rows)
+
+
+def _pairs(part: dict[str, Any]) -> Section:
+    rows = [
+        ["PSNR, mean (dB)", _number(part["psnr"])],
+        ["SSIM, mean", _number(part["ssim"])],
+        ["largest change (grey levels)", str(part["largest_change"])],
+        ["mean change (grey levels)", _number(part["mean_change"])],
+    ]
+    for side in ("generated", "reference"):
+        if part[f"unmatched_{side}"]:
+            rows.append([f"{side} images without a partner", str(len(part[f"unmatched_{side}"]))])
+    return Section(f"{part['pairs']} pairs with the same name", ["measure", "value"], rows)
+
+
+def _detection(part: dict[str, Any], layers: int | None) -> Section:
+    def row(name: str, values: dict[str, Any]) -> list[str]:
+        return [name, *(_number(values[key]) for key in ("auroc", "lambda_clean", "lambda_attacked"))]
+
+    ranked = sorted(part["layers"], key=lambda values: -values["auroc"])
+    rows = [row("all layers and timesteps", part)]
+    rows += [row(f"timestep {values['timestep']}, all layers", values) for values in part["timesteps"]]
+    rows += [row(values["layer"], values) for values in ranked[:layers]]
+    if layers is not None and len(ranked) > layers:
+        rows.append([f"... {len(ranked) - layers} more layers in table.md", "", "", ""])
+    title = f"Lambda on {part['clean']} clean and {part['attacked']} attacked images"
+    return Section(title, ["gates", "AUROC", "lambda clean", "lambda attacked"], rows)
+
+
+def to_markdown(summary: dict[str, Any]) -> str:
+    """Every table, and the warnings, as Markdown."""
+    blocks = []
+    for section in sections(summary):
+        lines = [section.columns, ["---"] * len(section.columns), *section.rows]
+        # A bar would end the cell; feature modules are named by the user.
+        cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        blocks.append(f"## {section.title}\n\n{table}\n")
+    if summary["warnings"]:
+        blocks.append("## Warnings\n\n" + "".join(f"* {text}\n" for text in summary["warnings"]))
+    return "\n".join(blocks)
+
+
+def to_rich(summary: dict[str, Any]) -> Group:
+    """Every table for a rich console."""
+    tables = []
+    for section in sections(summary, SHOWN_LAYERS):
+        table = Table(title=section.title, title_justify="left")
+        for number, column in enumerate(section.columns):
+            table.add_column(column, justify="right" if number else "left", overflow="fold")
+        for row in section.rows:
+            table.add_row(*row)
+        tables.append(table)
+    return Group(*tables)

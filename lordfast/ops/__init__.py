@@ -1,0 +1,11 @@
+"""LoRD's fused operations: `lord_linear`, `lord_delta`, `pgd_step`, and the choice of a backend for them.
+
+Knows torch and the native extension only; everything above (`lordfast.adapter` and on) may import it.
+"""
+
+from .dispatch import available_backends, use_backend
+from .gate import Gate
+from .linear import lord_delta, lord_linear
+from .pgd import pgd_step
+
+__all__ = ["Gate", "available_backends", "lord_delta", "lord_linear", "pgd_step", "use_backend"]

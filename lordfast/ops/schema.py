@@ -1,0 +1,125 @@
+"""The operations' schemas and fakes, registered with torch once; what runs them is `dispatch`'s business.
+
+`define` + `impl` and not `custom_op`: a call costs a fraction, and the adapter makes hundreds a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .dispatch import run
+
+_PARAMETERS = (
+    "Tensor? weight, Tensor? bias, Tensor lord_A, Tensor lord_B, Tensor lord_B_adv, "
+    "Tensor w1, Tensor b1, Tensor w2, Tensor b2, float scaling, bool per_sample, str activation"
+)
+
+_library = torch.library.Library("lordfast", "DEF")
+_library.define(f"lord_forward(Tensor x, {_PARAMETERS}, str backend) -> (Tensor y, Tensor gate_logit, Tensor u)")
+_library.define(
+    f"lord_backward(Tensor? grad_y, Tensor? grad_logit, Tensor? x, Tensor gate_logit, Tensor u, {_PARAMETERS}, "
+    "ScalarType dtype, bool[] needs, str backend) -> Tensor[]"
+)
+_library.define(
+    "pgd_step(Tensor x_adv, Tensor x_orig, Tensor grad, Tensor(a!) out, float step_size, float eps, float low, "
+    "float high, str norm, int direction, str backend) -> ()"
+)
+
+
+def _outside_autocast(op: str, device: str, args: tuple[Any, ...]) -> Any:
+    # Autocast reaches into an opaque op's torch calls and would round the gate's fp32 products to half precision.
+    *arguments, backend = args
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return run(op, backend, *arguments)
+    return run(op, backend, *arguments)
+
+
+def _lord_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _outside_autocast("lord_forward", x.device.type, (x, *rest))
+
+
+def _lord_backward(
+    grad_y: Tensor | None, grad_logit: Tensor | None, x: Tensor | None, gate_logit: Tensor, *rest: Any
+) -> list[Tensor]:
+    return _outside_autocast("lord_backward", gate_logit.device.type, (grad_y, grad_logit, x, gate_logit, *rest))
+
+
+def _pgd_step(x_adv: Tensor, x_orig: Tensor, grad: Tensor, out: Tensor, *rest: Any) -> None:
+    _outside_autocast("pgd_step", x_adv.device.type, (x_adv, x_orig, grad, out, *rest))
+    if not out.is_inference():
+        # A kernel that writes through a pointer leaves no trace: without this, autograd would go on with a saved `out`
+        # that has changed.
+        torch.autograd.graph.increment_version(out)
+
+
+_library.impl("lord_forward", _lord_forward, "CompositeExplicitAutograd")
+_library.impl("lord_backward", _lord_backward, "CompositeExplicitAutograd")
+_library.impl("pgd_step", _pgd_step, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("lordfast::lord_forward", lib=_library)
+def _lord_forward_fake(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    lord_A: Tensor,
+    lord_B: Tensor,
+    lord_B_adv: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    scaling: float,
+    per_sample: bool,
+    activation: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    lead = x.shape[:-1]
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    y = x.new_empty((*lead, lord_B.shape[0]))
+    gate_logit = x.new_empty(lead[:1] if per_sample else lead, dtype=dtype)
+    return y, gate_logit, x.new_empty((*lead, lord_A.shape[0]), dtype=dtype)
+
+
+@torch.library.register_fake("lordfast::lord_backward", lib=_library)
+def _lord_backward_fake(
+    grad_y: Tensor | None,
+    grad_logit: Tensor | None,
+    x: Tensor | None,
+    gate_logit: Tensor,
+    u: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    lord_A: Tensor,
+    lord_B: Tensor,
+    lord_B_adv: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    scaling: float,
+    per_sample: bool,
+    activation: str,
+    dtype: torch.dtype,
+    needs: list[bool],
+    backend: str,
+) -> list[Tensor]:
+    dx = [u.new_empty((*u.shape[:-1], lord_A.shape[1]), dtype=dtype)] if needs[0] else []
+    parameters = (weight, bias, lord_A, lord_B, lord_B_adv, w1, b1, w2, b2)
+    return dx + [
+        t.new_empty(t.shape) for t, wanted in zip(parameters, needs[1:], strict=True) if wanted and t is not None
+    ]
+
+
+@torch.library.register_fake("lordfast::pgd_step", lib=_library)
+def _pgd_step_fake(x_adv: Tensor, *rest: Any) -> None:
+    return None
+
+
+lord_forward = torch.ops.lordfast.lord_forward.default
+lord_backward = torch.ops.lordfast.lord_backward.default
+pgd_step = torch.ops.lordfast.pgd_step.default

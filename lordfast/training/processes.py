@@ -1,0 +1,64 @@
+"""One process or several: the accelerator of a run, and work that only the main process does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from lordfast.training.config import RunConfig
+from lordfast.training.interrupt import Interrupted
+from lordfast.training.run import RunFolder
+
+T = TypeVar("T")
+
+
+def make_accelerator(dtype: str, device: torch.device) -> Any:
+    """An `accelerate.Accelerator` for `dtype` on `device`, whatever an earlier one in this process used.
+
+    Its ``device`` is where the model belongs: under torchrun each process has a GPU of its own.
+
+    Raises:
+        ValueError: fp16 training on a CPU, which has no fp16 gradient scaling.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if dtype == "fp16" and device.type == "cpu":
+        raise ValueError("dtype: fp16 training needs a GPU; expected fp32 or bf16 on the CPU")
+    if device.type == "cuda" and device.index is not None:
+        # accelerate takes the current device.
+        torch.cuda.set_device(device)
+    # The process group of several processes has to outlive this; a lone process may change its device.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    return Accelerator(mixed_precision="no" if dtype == "fp32" else dtype, cpu=device.type == "cpu")
+
+
+def on_main(accelerator: Any, work: Callable[[], T]) -> T:
+    """What `work` returns, on every process; only the main one calls it, while the others wait.
+
+    Raises:
+        ValueError, OSError, Interrupted: raised by `work`, and then on every process, so that none waits for ever.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except (ValueError, OSError, Interrupted) as error:
+            outcome[1] = error
+    result, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    return result
+
+
+def open_run(config: RunConfig, command: str, accelerator: Any) -> RunFolder:
+    """`RunFolder.open` once for all processes; only the main one writes into what comes back."""
+    on_main(accelerator, lambda: RunFolder.open(config, command).path)
+    return RunFolder(Path(config.out), write=accelerator.is_main_process)

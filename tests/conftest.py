@@ -1,0 +1,188 @@
+"""Models, faces and photographs that the tests of several areas share; nothing here is downloaded."""
+
+import os
+
+# Read once, when these libraries are imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["DIFFUSERS_VERBOSITY"] = "error"
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from lordfast.diffusion import LatentDiffusion
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Latents and text embeddings go to a temporary folder, never to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORDFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def _loaded_demo_model() -> "LatentDiffusion":
+    from lordfast.diffusion import load_model
+
+    return load_model("demo", device="cpu")
+
+
+@pytest.fixture
+def demo_model(_loaded_demo_model: "LatentDiffusion") -> "LatentDiffusion":
+    """The embedded model in fp32 on the CPU: a copy, so that what a test injects or changes does not leak."""
+    return copy.deepcopy(_loaded_demo_model)
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """A folder of 4 procedural 64x64 faces with captions."""
+    from lordfast.data import make_faces, write_folder
+
+    folder = tmp_path / "faces"
+    write_folder(make_faces(4, seed=7), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _photographs() -> dict[str, np.ndarray]:
+    """Real photographs from the wheels of scikit-image and scikit-learn, uint8 (H, W, 3), 300 px or less a side."""
+    import skimage
+    from sklearn.datasets import load_sample_images
+
+    shipped = Path(skimage.__file__).parent / "data"
+    found = {name: np.array(Image.open(shipped / name).convert("RGB")) for name in ("astronaut.png", "coffee.png")}
+    found["moon"] = np.array(Image.open(shipped / "moon.png").convert("RGB"))
+    china, flower = load_sample_images().images
+    found |= {"china": china, "flower": flower}
+    small = {}
+    for name, image in found.items():
+        picture = Image.fromarray(image)
+        picture.thumbnail((300, 300))
+        small[name.removesuffix(".png")] = np.array(picture)
+    return small
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory, _photographs: dict[str, np.ndarray]) -> Path:
+    """A folder of real photographs in the sizes and modes that users bring; treat it as read-only.
+
+    china.jpg RGB; flower.png RGBA with a transparent corner; coffee.png palette; moon.png L; moon16.png 16-bit grey;
+    astronaut.jpg CMYK; portrait.jpg with an EXIF rotation; sub/china.png and sub/china.jpg, which want the same output
+    name and share one name.txt. Captions: name.txt or metadata.jsonl.
+    """
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "sub").mkdir()
+    pictures = {name: Image.fromarray(image) for name, image in _photographs.items()}
+
+    pictures["china"].save(folder / "china.jpg", quality=92)
+    rgba = pictures["flower"].resize((220, 140)).convert("RGBA")
+    alpha = np.full((140, 220), 255, np.uint8)
+    alpha[:40, :40] = np.linspace(0, 255, 40, dtype=np.uint8)
+    rgba.putalpha(Image.fromarray(alpha))
+    rgba.save(folder / "flower.png")
+    pictures["coffee"].resize((180, 120)).quantize(64).save(folder / "coffee.png")
+    moon = pictures["moon"].convert("L").resize((130, 130))
+    moon.save(folder / "moon.png")
+    Image.fromarray(np.asarray(moon).astype(np.uint16) * 257 // 2).save(folder / "moon16.png")
+    pictures["astronaut"].resize((150, 150)).convert("CMYK").save(folder / "astronaut.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the viewer turns it by 90 degrees
+    pictures["astronaut"].crop((0, 0, 250, 160)).save(folder / "portrait.jpg", exif=exif)
+    pictures["china"].resize((100, 64)).save(folder / "sub" / "china.png")
+    pictures["flower"].resize((64, 100)).save(folder / "sub" / "china.jpg", quality=90)
+
+    for name, caption in {"china": "a temple", "flower": "a flower", "sub/china": "a picture in a sub-folder"}.items():
+        (folder / f"{name}.txt").write_text(caption + "\n", encoding="utf-8")
+    rest = ("coffee.png", "moon.png", "moon16.png", "astronaut.jpg", "portrait.jpg")
+    rows = [json.dumps({"file_name": name, "text": f"a photo of a {Path(name).stem}"}) for name in rest]
+    (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def save_sd15(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``save_sd15(name, vae={...}, scheduler={...})``: a random Stable Diffusion of SD1.5's topology, saved to disk.
+
+    Same block types and layers as SD1.5, so the same 128 attention targets; widths (32, 32, 64, 64), latents of 8 x 8
+    for images of 64 x 64. The keyword arguments override configs.
+    """
+    import torch
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+    def save(name: str, *, vae: dict | None = None, scheduler: dict | None = None) -> Path:
+        letters = sorted(ByteLevel.alphabet())
+        words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+        vocabulary = {word: i for i, word in enumerate(words)}
+        vae_config = {
+            "block_out_channels": (4, 8, 8, 8),
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "latent_channels": 4,
+            "norm_num_groups": 2,
+            "sample_size": 64,
+        }
+        scheduler_config = {
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "steps_offset": 1,
+            "skip_prk_steps": True,
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            pipeline = StableDiffusionPipeline(
+                vae=AutoencoderKL(**(vae_config | (vae or {}))),
+                text_encoder=CLIPTextModel(
+                    CLIPTextConfig(
+                        vocab_size=len(words),
+                        hidden_size=24,
+                        intermediate_size=48,
+                        num_hidden_layers=2,
+                        num_attention_heads=2,
+                        max_position_embeddings=32,
+                        bos_token_id=512,
+                        eos_token_id=513,
+                        pad_token_id=513,
+                    )
+                ),
+                tokenizer=CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=32),
+                unet=UNet2DConditionModel(
+                    sample_size=8,
+                    block_out_channels=(32, 32, 64, 64),
+                    layers_per_block=2,
+                    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+                    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+                    cross_attention_dim=24,
+                    attention_head_dim=8,
+                    norm_num_groups=8,
+                ),
+                scheduler=PNDMScheduler(**(scheduler_config | (scheduler or {}))),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+        folder = tmp_path_factory.mktemp("models") / name
+        pipeline.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def sd15_folder(save_sd15: Callable[..., Path]) -> Path:
+    """The random Stable Diffusion of `save_sd15`, as the hub would hand it out."""
+    return save_sd15("sd15")

@@ -1,0 +1,206 @@
+"""Stage 1 on the embedded model: perturbations, training, saving, and the bits of a resumed run."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lordfast.adapter.save_load import read_lord
+from lordfast.data import list_images, load_image, save_png
+from lordfast.defense import stage1 as module
+from lordfast.defense.stage1 import Stage1Config, inject, run_stage1
+from lordfast.training.interrupt import Interrupted
+from lordfast.training.run import RunFolder
+
+
+@pytest.fixture
+def stage1(tmp_path: Path, faces: Path) -> Callable[..., Stage1Config]:
+    def make(folder: str = "stage1", **settings: Any) -> Stage1Config:
+        defaults = {
+            "out": tmp_path / folder,
+            "model": "demo",
+            "data": faces,
+            "steps": 2,
+            "batch_size": 2,
+            "attack_steps": 2,
+            "attack_batch_size": 2,
+            "lr": 1e-3,
+            "device": "cpu",
+            "tensorboard": False,
+        }
+        return Stage1Config(**(defaults | settings))
+
+    return make
+
+
+def _bytes(folder: Path) -> list[bytes]:
+    paths = [folder / "lord.safetensors", folder / "metrics.jsonl", *sorted((folder / "perturbed").glob("*.png"))]
+    return [path.read_bytes() for path in paths]
+
+
+def test_a_resumed_run_ends_bit_equal(
+    stage1: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faces: Path
+) -> None:
+    run_stage1(stage1("straight", steps=3))
+    config = stage1("broken", steps=3)
+
+    # First Ctrl-C: while perturbing. Second: while training.
+    def press_in_attack(image: np.ndarray, path: Path) -> None:
+        save_png(image, path)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after 1 of 2 batches"):
+        patch.setattr(
+            "lordfast.attacks.folder.save_png",
+            lambda i, p: press_in_attack(i, p) if p.name == "000000.png" else save_png(i, p),
+        )
+        run_stage1(config)
+    assert len(list((config.out / "perturbed").glob("*.png"))) == 2
+    config.resume = True
+    log = RunFolder.log
+
+    def press_in_training(self: RunFolder, row: dict[str, Any]) -> None:
+        log(self, row)
+        if row["step"] == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 1 of 3"):
+        patch.setattr(RunFolder, "log", press_in_training)
+        run_stage1(config)
+    assert not (config.out / "lord.safetensors").exists()
+    summary = run_stage1(config)
+    assert _bytes(tmp_path / "straight") == _bytes(tmp_path / "broken")
+    assert len(_bytes(tmp_path / "broken")) == 2 + 4
+    assert summary["steps"] == 3 and summary["examples"] == 4
+    assert run_stage1(config) == summary
+
+
+def test_perturbed_images_obey_the_budget_and_keep_their_captions(stage1: Any, faces: Path) -> None:
+    config = stage1(eps="3/255", step_size="4/255", attack_steps=2)
+    run_stage1(config)
+    clean = list_images(faces)
+    perturbed = list_images(config.out / "perturbed")
+    assert len(perturbed) == len(clean) == 4
+    for before, after in zip(clean, perturbed, strict=True):
+        change = np.abs(load_image(after.path).astype(int) - load_image(before.path).astype(int))
+        assert 1 <= change.max() <= 3
+        assert after.caption == before.caption
+    rows = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+    assert all(row.keys() >= {"loss", "ldm_clean", "ldm_perturbed", "detection", "lr"} for row in rows)
+
+
+def test_only_lord_moves_and_what_is_saved_is_what_was_trained(
+    stage1: Any, monkeypatch: pytest.MonkeyPatch, demo_model: Any, tmp_path: Path
+) -> None:
+    models: list[Any] = []
+    start: dict[str, torch.Tensor] = {}
+
+    def keep(model: Any, config: Stage1Config) -> None:
+        inject(model, config)
+        models.append(model)
+        start.update({name: value.detach().clone() for name, value in model.unet.named_parameters()})
+
+    monkeypatch.setattr(module, "inject", keep)
+    run_stage1(stage1(steps=3, weight_decay=0.3))
+    base = demo_model.unet.state_dict()
+    now = models[0].unet.state_dict()
+    assert all(
+        torch.equal(now[n.replace(".base_layer", "")] if n in now else now[n], base[n]) for n in base if n in now
+    )
+    plain = {name.replace(".base_layer", ""): value for name, value in now.items() if ".lord_" not in name}
+    assert plain.keys() == base.keys()
+    assert all(torch.equal(plain[name], base[name]) for name in base)
+    trained = {n: p for n, p in models[0].unet.named_parameters() if p.requires_grad}
+    assert trained and all(".lord_" in name and value.dtype == torch.float32 for name, value in trained.items())
+    still = [name for name, value in trained.items() if torch.equal(value, start[name])]
+    assert still == []
+    config, saved = read_lord(tmp_path / "stage1")
+    assert (config.r, config.lord_alpha, config.gate_granularity) == (4, 32, "token")
+    assert len(saved) == len(trained)
+    assert sorted(float(v.double().sum()) for v in saved.values()) == sorted(
+        float(v.detach().double().sum()) for v in trained.values()
+    )
+
+
+def test_the_gate_s_granularity_reaches_the_file(stage1: Any, tmp_path: Path) -> None:
+    run_stage1(stage1(gate_granularity="sample", gate_hidden=3, rank=2, target_modules=("to_q",), steps=1))
+    config, saved = read_lord(tmp_path / "stage1")
+    assert (config.gate_granularity, config.gate_hidden, config.r) == ("sample", 3, 2)
+    assert all(".to_q." in name for name in saved)
+
+
+def test_gradient_checkpointing_gives_the_same_lord(stage1: Any, tmp_path: Path) -> None:
+    run_stage1(stage1("plain"))
+    run_stage1(stage1("recomputed", gradient_checkpointing=True))
+    plain, recomputed = (load_file(tmp_path / name / "lord.safetensors") for name in ("plain", "recomputed"))
+    for key, value in plain.items():
+        torch.testing.assert_close(recomputed[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_trains_fp32_weights_that_move(stage1: Any, tmp_path: Path) -> None:
+    run_stage1(stage1(dtype="bf16", lr=1e-5))
+    saved = load_file(tmp_path / "stage1" / "lord.safetensors")
+    branch = torch.cat([value.flatten() for name, value in saved.items() if name.endswith(".lord_B")])
+    assert branch.dtype == torch.float32 and branch.count_nonzero() > 0.95 * branch.numel()
+
+
+def test_twins_of_other_images_are_not_trained_on(stage1: Any, faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = stage1()
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(module, "train", stop)
+        run_stage1(config)
+    first, second = sorted(faces.glob("*.png"))[:2]
+    pixels = load_image(first), load_image(second)
+    save_png(pixels[1], first)
+    save_png(pixels[0], second)
+    config.resume = True
+    with pytest.raises(ValueError, match=r"000000\.png is no perturbation of .*the data changed"):
+        run_stage1(config)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"eps": "-1/255"}, "eps: expected pixels in .*, got '-1/255'"),
+        ({"eps": "8"}, "eps: 8 is above 1"),
+        ({"eps": "eight"}, "eps: expected pixels in .*, got 'eight'"),
+        ({"step_size": "1/0"}, "step_size: expected pixels"),
+        ({"attack_steps": -1}, "steps: expected at least 0, got -1"),
+        ({"lambda_adv": -1.0}, "lambda_adv: expected 0 or more, got -1"),
+        ({"lambda_det": float("nan")}, "lambda_det: expected 0 or more, got nan"),
+        ({"rank": 0}, "rank: expected at least 1, got 0"),
+        ({"lord_alpha": 0.0}, "lord_alpha must be positive"),
+        ({"gate_hidden": 0}, "gate_hidden must be at least 1"),
+        ({"gate_granularity": "pixel"}, "gate_granularity: expected one of token, sample, got 'pixel'"),
+        ({"target_modules": ("to_x",)}, "target_modules: .* got 'to_x'"),
+        ({"attack_batch_size": 0}, "attack_batch_size"),
+        ({"data": Path("/nowhere")}, "data: image folder /nowhere does not exist"),
+        ({"target": Path("/nowhere.png"), "targeted": True}, "/nowhere.png: no such file"),
+        ({"dtype": "fp16"}, "fp16 training needs a GPU"),
+    ],
+)
+def test_bad_settings_are_named_and_nothing_is_written(
+    stage1: Any, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        run_stage1(stage1(**settings))
+    assert not (tmp_path / "stage1").exists()
+
+
+def test_missing_captions_are_an_error_and_one_prompt_is_enough(stage1: Any, faces: Path, tmp_path: Path) -> None:
+    victim = sorted(faces.glob("*.txt"))[0]
+    victim.unlink()
+    with pytest.raises(ValueError, match=f"data: .*{victim.stem}"):
+        run_stage1(stage1())
+    assert not (tmp_path / "stage1").exists()
+    assert run_stage1(stage1(prompt="a photo of a person", steps=1))["examples"] == 4

@@ -1,0 +1,95 @@
+"""Fixtures around lordfast._C: the module, the instruction sets, and pgd_step on tensors."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from lordfast import _native
+
+DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+@pytest.fixture(scope="session")
+def native() -> Any:
+    """lordfast._C. An installation without it is broken, so its absence fails the tests instead of skipping them."""
+    assert _native.available, _native.reason
+    return _native.C
+
+
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def isa(request: pytest.FixtureRequest, native: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each instruction set in turn, forced by the environment variable."""
+    if request.param not in native.available_isas():
+        pytest.skip(f"this CPU has no {request.param}, only {native.available_isas()}")
+    monkeypatch.setenv("LORDFAST_CPU_ISA", request.param)
+    assert native.cpu_isa() == request.param
+    yield request.param
+
+
+@pytest.fixture(params=list(DTYPE_NAMES), ids=list(DTYPE_NAMES.values()))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def pgd_step(native: Any) -> Callable[..., torch.Tensor]:
+    """pgd_step(x, x0, g, norm, ...) on (batch, numel) tensors; into a NaN-poisoned tensor unless out is given."""
+
+    def call(
+        x: torch.Tensor,
+        x0: torch.Tensor,
+        g: torch.Tensor,
+        norm: str = "linf",
+        *,
+        step_size: float = 2 / 255,
+        eps: float = 8 / 255,
+        low: float = -1.0,
+        high: float = 1.0,
+        direction: int = 1,
+        threads: int = 1,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if out is None:
+            out = torch.full_like(x, float("nan"))
+        assert all(t.is_contiguous() and t.dtype == x.dtype and t.shape == x.shape for t in (x0, g, out))
+        batch, numel = x.shape
+        pointers = (x.data_ptr(), x0.data_ptr(), g.data_ptr(), out.data_ptr())
+        name = DTYPE_NAMES[x.dtype]
+        native.pgd_step(*pointers, batch, numel, name, norm, step_size, eps, low, high, direction, threads)
+        return out
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def assert_same_bits() -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """Equal bit for bit, signs of zeros included; any NaN equals any other."""
+
+    def check(got: torch.Tensor, expected: torch.Tensor) -> None:
+        assert got.dtype == expected.dtype and got.shape == expected.shape
+        as_int = torch.int32 if got.dtype == torch.float32 else torch.int16
+        differ = got.contiguous().view(as_int) != expected.contiguous().view(as_int)
+        differ &= ~(got.isnan() & expected.isnan())
+        where = differ.nonzero()
+        if len(where):
+            first = tuple(where[0].tolist())
+            pytest.fail(f"{len(where)} elements differ, first at {first}: {got[first]} for {expected[first]}")
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def step_inputs() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(x_adv, x_orig, grad) of shape (batch, numel): images in [-1, 1], perturbed in and out of the ball."""
+
+    def make(batch: int, numel: int, dtype: torch.dtype, seed: int = 0) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        x0 = torch.rand(batch, numel, generator=generator) * 2 - 1
+        x = x0 + 0.03 * torch.randn(batch, numel, generator=generator)
+        g = torch.randn(batch, numel, generator=generator) * 1e-3
+        g[torch.rand(batch, numel, generator=generator) < 0.1] = 0.0
+        return x.to(dtype), x0.to(dtype), g.to(dtype)
+
+    return make
