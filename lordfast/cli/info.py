@@ -105,7 +105,7 @@ def _threads() -> int:
 
 
 def _isa() -> str:
-    from lordfast import _native
+    from lordfast.ops import _native
 
     return _native.C.cpu_isa() if _native.C is not None else "unknown: the native extension is not loaded"
 
@@ -126,7 +126,7 @@ def _cuda() -> dict[str, Any]:
 
 
 def _native() -> dict[str, Any]:
-    from lordfast import _native
+    from lordfast.ops import _native
 
     if _native.C is None:
         return {"loaded": False, "reason": _native.reason}

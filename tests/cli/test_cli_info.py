@@ -51,7 +51,7 @@ def test_text_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_extension_is_described_where_it_is_there(capsys: pytest.CaptureFixture[str]) -> None:
-    from lordfast import _native
+    from lordfast.ops import _native
 
     assert main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -79,7 +79,7 @@ def test_without_the_extension_it_says_why(flags: tuple[str, ...]) -> None:
 
 
 def test_a_bad_instruction_set_is_reported_and_no_crash() -> None:
-    from lordfast import _native
+    from lordfast.ops import _native
 
     found = json.loads(in_new_process("--json", LORDFAST_CPU_ISA="z80"))
     if _native.C is not None:

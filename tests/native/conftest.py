@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lordfast import _native
+from lordfast.ops import _native
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 

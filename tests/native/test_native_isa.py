@@ -63,7 +63,7 @@ def test_an_instruction_set_that_this_cpu_lacks(native, monkeypatch):
 def test_the_variable_set_before_the_process_starts(value, tmp_path):
     """A bad value must not break the import, only the first use."""
     code = (
-        "from lordfast import _native\n"
+        "from lordfast.ops import _native\n"
         "assert _native.available, _native.reason\n"
         "try:\n    print(_native.C.cpu_isa())\n"
         "except ValueError as error:\n    print(error)\n"

@@ -19,7 +19,7 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type
 sys.path.insert(0, sys.argv[1])
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    from lordfast import _native
+    from lordfast.ops import _native
     import lordfast.ops
 assert lordfast.__file__.startswith(sys.argv[1]), lordfast.__file__
 print(_native.available, _native.C is None)

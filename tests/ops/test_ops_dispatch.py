@@ -7,8 +7,7 @@ import logging
 import pytest
 import torch
 
-from lordfast import _native
-from lordfast.ops import available_backends, dispatch, pgd_step, use_backend
+from lordfast.ops import _native, available_backends, dispatch, pgd_step, use_backend
 from lordfast.ops.backends import Backend
 from lordfast.ops.backends._base import Kernel
 

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lordfast import _native
-from lordfast.ops import pgd_step, use_backend
+from lordfast.ops import _native, pgd_step, use_backend
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 needs_native = pytest.mark.skipif(not _native.available, reason=f"no native extension: {_native.reason}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lordfast import _native
+from lordfast.ops import _native
 
 from ._base import Backend, Kernel
 

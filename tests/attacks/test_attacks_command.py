@@ -1,0 +1,70 @@
+"""`lordfast attack ...` from the words on the command line to the files."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lordfast.attacks import folder as folder_module
+from lordfast.cli.main import main
+
+
+@pytest.fixture
+def words(faces: Path, tmp_path: Path) -> list[str]:
+    options = {"model": "demo", "images": faces, "out": tmp_path / "run", "device": "cpu", "batch-size": 2}
+    quick = ["--attack-steps", "2"]
+    return ["attack", "pgd", *(word for name, value in options.items() for word in (f"--{name}", str(value))), *quick]
+
+
+def test_it_writes_images_and_says_where(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([*words, "--eps", "4/255", "--no-random-start"]) == 0
+    out = capsys.readouterr().out
+    assert "4 images within 4 grey levels (linf)" in out and str(tmp_path / "run") in out
+    assert len(list((tmp_path / "run").glob("*.png"))) == 4
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["eps_grey_levels"] == pytest.approx(4)
+
+
+def test_ctrl_c_prints_the_command_that_goes_on(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perturb = folder_module.perturb
+
+    def interrupted(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return perturb(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "perturb", interrupted)
+        assert main(words) == 130
+    error = capsys.readouterr().err
+    assert "Stopped after 1 of 2 batches" in error
+    command = next(line for line in error.splitlines() if line.strip().startswith("lordfast attack pgd")).split()
+    assert main(command[1:]) == 0
+    assert len(list((tmp_path / "run").glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "attack: expected a name"),
+        (["--model", "demo"], "attack: expected a name"),
+        (["mist"], "attack: expected one of pgd, got 'mist'"),
+    ],
+)
+def test_a_name_is_needed(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["attack", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_input_is_an_error_line_and_no_traceback(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main([*words, "--eps", "8"]) == 2
+    assert "error: eps: 8 is above 1" in capsys.readouterr().err
+    assert main([*words, "--images", "/no/such/folder"]) == 2
+    assert "error: image folder /no/such/folder does not exist" in capsys.readouterr().err
+
+
+def test_help_lists_the_attacks(capsys: pytest.CaptureFixture) -> None:
+    assert main(["attack", "--help"]) == 0
+    assert "usage: lordfast attack NAME" in capsys.readouterr().out
