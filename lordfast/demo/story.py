@@ -85,6 +85,12 @@ METHODS = {
 """Run name -> the instance images it is trained on, and whether the LoRD lies underneath."""
 
 
+def method_title(name: str) -> str:
+    """How a method of `METHODS` is called in pictures and tables."""
+    images, with_lord = METHODS[name]
+    return f"{'LoRD + LoRA' if with_lord else 'LoRA'}, {images} images"
+
+
 def run_demo(config: DemoConfig) -> dict[str, Any]:
     """Run every step into ``config.out``; returns what summary.json holds. Finished steps are kept when resumed."""
     run = RunFolder.open(config, "demo")
@@ -128,9 +134,9 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
             title, _bind(run_stage2, _stage2_config(out / "stage2" / name, data, lord, scale, training))
         )
         drawn = _generate_config(out / "generated" / name, lord, out / "stage2" / name, scale, common)
-        timed(f"generate: {name}", _bind(run_generate, drawn))
+        timed(f"generate: {method_title(name)}", _bind(run_generate, drawn))
         measured = _distance_config(out / "metrics" / name, drawn.out, clean, common)
-        metrics[name] = timed(f"measure: {name}", _bind(run_evaluate, measured))
+        metrics[name] = timed(f"measure: {method_title(name)}", _bind(run_evaluate, measured))
     damage = timed(
         "measure: attack", _bind(run_evaluate, _pairs_config(out / "metrics" / "attack", clean, out, common))
     )
@@ -251,8 +257,8 @@ def picture(out: Path, columns: int) -> Path:
         for a, b in zip(clean, attacked, strict=True)
     ]
     rows = {"clean images": clean, "attacked images": attacked, "difference x 8": difference}
-    for name, (images, with_lord) in METHODS.items():
-        rows[f"{'LoRD + LoRA' if with_lord else 'LoRA'}, {images}"] = row(out / "generated" / name)
+    for name in METHODS:
+        rows[method_title(name)] = row(out / "generated" / name)
     path = out / "result.png"
-    save_png(image_grid(list(rows.values()), labels=list(rows)), path)
+    save_png(image_grid(list(rows.values()), labels=list(rows), scale=2), path)
     return path
