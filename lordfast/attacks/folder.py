@@ -20,7 +20,7 @@ from lordfast.data import ImageRecord, list_images, load_images, output_names, s
 from lordfast.data.atomic import write_atomic
 from lordfast.diffusion import LatentDiffusion, TensorCache, load_model
 from lordfast.diffusion.cache import cached_text
-from lordfast.training.config import RunConfig
+from lordfast.training.config import RunConfig, check_choices
 from lordfast.training.examples import report_bad
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
@@ -177,6 +177,7 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
         raise ValueError(f"attack: expected one of {', '.join(ATTACKS)}, got {name!r}")
     if config.batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {config.batch_size}")
+    check_choices(config)
     settings = config.settings(config.seed)
     records = list_images(config.images, prompt=config.prompt)
     _check_apart(config.images, config.out)

@@ -65,6 +65,9 @@ def _run(command: str, args: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # OSError covers missing folders, full disks and denied access; anything else is a bug and keeps its traceback.
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

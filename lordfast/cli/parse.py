@@ -43,10 +43,11 @@ def parse(cls: type[C], command: str, args: list[str], presets: Mapping[str, dic
         settings |= presets[known.preset]
     if known.config is not None:
         settings |= _checked(cls, known.config, read_yaml(known.config, command))
-    extra = "\n\n--config FILE.yaml reads settings from a file; a run's own config.yaml runs it again."
+    needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+    extra = f"\n\nNeeded: {' '.join('--' + name.replace('_', '-') for name in needed)}." if needed else ""
+    extra += "\n\n--config FILE.yaml reads settings from a file; a run's own config.yaml runs it again."
     for name, values in presets.items():
-        shown = ", ".join(f"{key} {value}" for key, value in values.items())
-        extra += f"\n\n--preset {name}: {shown}."
+        extra += f"\n\n--preset {name}: {' '.join(to_flags(values))}"
     # Later flags win, so what the person wrote stands last.
     return tyro.cli(
         cls,

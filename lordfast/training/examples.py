@@ -30,7 +30,7 @@ class ImageOptions:
     crop: Literal["center", "random"] = "center"
     """Which square of an image that is not square; the aspect ratio is never changed."""
     variants: int = 1
-    """With --crop random: how many different crops of each image are drawn (and cached)."""
+    """With --crop random: how many different crops of each image are drawn."""
     flip: bool = False
     """Also train on mirrored images."""
     skip_bad: bool = False

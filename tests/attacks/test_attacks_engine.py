@@ -90,7 +90,7 @@ def test_low_memory_never_predicts_for_more_than_one_draw(
 
 
 def test_images_do_not_depend_on_their_batch(demo_model: LatentDiffusion, images: list[np.ndarray]) -> None:
-    text, config = embed(demo_model, 4), settings(steps=8, draws=2)
+    text, config = embed(demo_model, 4), settings(steps=5)
     whole = perturb(demo_model, images, text, LdmLoss(), config)
     backwards = perturb(demo_model, images[::-1], rows(text, [3, 2, 1, 0]), LdmLoss(), config)[::-1]
     company = perturb(demo_model, [images[i] for i in (2, 0, 0, 1)], rows(text, [2, 0, 0, 1]), LdmLoss(), config)
@@ -176,7 +176,7 @@ def test_the_random_start_stays_within_the_range_and_without_steps_is_all(
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_precision_attacks(demo_model: LatentDiffusion, images: list[np.ndarray], dtype: str) -> None:
     half, text = load_model("demo", device="cpu", dtype=dtype), embed(demo_model, 2)
-    config = settings(steps=4, draws=2)
+    config = settings(budget=Budget(8 / 255, 4 / 255), steps=3)
     attacked = perturb(half, images[:2], embed(half, 2), LdmLoss(), config)
     assert all(np.abs(a.astype(int) - b).max() == 8 for a, b in zip(attacked, images[:2], strict=True))
     # What was found in half precision harms the fp32 model too.

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lordfast.training.loop import TrainingConfig, check_training, total_steps
+from lordfast.training.seeds import derived_generator
 
 SCHEDULES = ["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
 
@@ -44,12 +45,15 @@ def test_epochs_decide_the_number_of_steps(toy: Any) -> None:
     assert total_steps(config, 10, processes=3) == 2
 
 
-def test_accumulation_draws_the_same_examples_and_gives_the_same_weights(toy: Any) -> None:
+def test_accumulation_draws_the_same_examples_and_gives_the_same_weights(toy: Any, tmp_path: Path) -> None:
     whole, drawn_whole, _ = toy("whole", batch_size=4)
     split, drawn_split, _ = toy("split", batch_size=2, accumulate=2)
     assert drawn_whole.drawn == drawn_split.drawn
     for name, value in _weights(whole).items():
         torch.testing.assert_close(_weights(split)[name], value, rtol=1e-5, atol=1e-6)
+    # Adam does not see the gradient's scale, its norm does.
+    for a, b in zip(_rows(tmp_path / "whole"), _rows(tmp_path / "split"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
     one, _, _ = toy(batch_size=2)
     assert not torch.allclose(one.net[0].weight, whole.net[0].weight, rtol=1e-3)
 
@@ -88,6 +92,22 @@ def test_clipping_bounds_the_step_that_sgd_would_take(
     norms.clear()
     toy("free", clip_norm=0, steps=3)
     assert norms == pytest.approx([row["grad_norm"] for row in _rows(tmp_path / "free")])
+
+
+def test_the_loop_is_adamw_on_the_mean_loss(toy: Any) -> None:
+    objective, batches, _ = toy(steps=4, lr=1e-2, weight_decay=0.3, clip_norm=0.5)
+    plain = toy.Objective()
+    optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.3)
+    drawn = iter(batches.drawn)
+    for step in range(4):
+        indices = [next(drawn) for _ in range(4)]
+        generators = [derived_generator(0, "draw", step, slot) for slot in range(4)]
+        optimizer.zero_grad()
+        plain(**batches(indices, generators))["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(plain.net.parameters(), 0.5)
+        optimizer.step()
+    for name, value in _weights(plain).items():
+        torch.testing.assert_close(_weights(objective)[name], value)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -31,6 +31,7 @@ def torchrun(tmp_path: Path) -> Callable[[list[str]], subprocess.Popen[str]]:
         return subprocess.Popen(
             [*launcher, "-m", "lordfast.cli.main", *args],
             env=environment,
+            cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -33,7 +33,15 @@ def test_a_second_run_needs_resume_or_overwrite(tmp_path: Path) -> None:
         RunFolder.open(_Config(out=out, overwrite=True, resume=True), "toy")
 
 
-@pytest.mark.parametrize("name, text", [("thesis.txt", "mine"), ("config.yaml", "model:\n  width: 3\n"), (".env", "x")])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("thesis.txt", "mine"),
+        ("config.yaml", "out: results\nlr: 3\n"),
+        ("config.yaml", "command: train\n"),
+        (".env", "x"),
+    ],
+)
 @pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
 def test_a_folder_of_somebody_else_is_never_touched(tmp_path: Path, name: str, text: str, how: dict[str, bool]) -> None:
     (tmp_path / name).write_text(text)

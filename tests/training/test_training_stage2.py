@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from lordfast.adapter import lord_disabled
@@ -84,6 +85,8 @@ def test_plain_diffusers_loads_what_was_trained(
     from lordfast.diffusion import resolve_model
 
     run_stage2(stage2(lr=2e-2, text_encoder_lr=2e-2, **settings))
+    scaling = {layer.scaling["lora"] for layer in trained[0].unet.modules() if isinstance(layer, LoraLayer)}
+    assert scaling == {settings.get("lora_alpha", 4) / 4}
     pipeline = StableDiffusionPipeline.from_pretrained(resolve_model("demo"), safety_checker=None)
     pipeline.to(torch.float32)  # the text encoder is stored in half precision
     pipeline.load_lora_weights(tmp_path / "stage2")
