@@ -57,13 +57,13 @@ class _Scale:
 
 QUICK = _Scale(
     images=6,
-    attack_steps=12,
+    attack_steps=10,
     others=16,
     stage1_attack_steps=4,
-    stage1_steps=24,
-    stage2_steps=40,
+    stage1_steps=20,
+    stage2_steps=30,
     generated=6,
-    sampler_steps=12,
+    sampler_steps=10,
 )
 FULL = _Scale(
     images=12,
