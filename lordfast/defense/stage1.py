@@ -1,4 +1,4 @@
-"""Stage 1: perturb a folder of clean images, then train a LoRD on both (Eq. 6-8)."""
+"""Stage 1: perturb a folder of clean images, then train a LoRD, or its one-branch baseline, on both (Eq. 6-8)."""
 
 from __future__ import annotations
 
@@ -42,6 +42,9 @@ class Stage1Config(ImageOptions, PgdOptions, TrainingConfig):
     """alpha; the LoRD is scaled by alpha / r."""
     target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Linear layers of the UNet that get a LoRD."""
+    one_branch: bool = False
+    """Train A and B alone: the adversarial-training baseline that the paper calls PGD-2. B' stays zero, so the gate has
+    nothing to mix in and gets no detection loss."""
     gate_hidden: int = 16
     """Width H of the gate."""
     gate_activation: Literal["relu", "silu", "gelu"] = "silu"
@@ -144,7 +147,9 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
     batches = _pairs(model, found, perturbed, cache, config)
     inject(model, config)
     result = train(
-        DefenseObjective(model, lambda_adv=config.lambda_adv, lambda_det=config.lambda_det),
+        DefenseObjective(
+            model, lambda_adv=config.lambda_adv, lambda_det=0.0 if config.one_branch else config.lambda_det
+        ),
         batches,
         config,
         accelerator,
@@ -192,9 +197,13 @@ def perturb_examples(
 
 
 def inject(model: LatentDiffusion, config: Stage1Config) -> None:
-    """Add a fresh, trainable LoRD to the UNet; the same seed gives the same weights."""
+    """Add a fresh LoRD to the UNet, trainable as a whole or its first branch alone; the seed decides the weights."""
     torch.manual_seed(derive_seed(config.seed, "lord"))
     model.unet.add_adapter(lord_config(config), adapter_name=LORD_NAME)
+    if config.one_branch:
+        for name, parameter in model.unet.named_parameters():
+            if ".lord_A." not in name and ".lord_B." not in name:
+                parameter.requires_grad_(False)
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lordfast.adapter import load_lord
 from lordfast.adapter.save_load import read_lord
 from lordfast.data import list_images, load_image, save_png
 from lordfast.defense import stage1 as module
 from lordfast.defense.stage1 import Stage1Config, inject, run_stage1
+from lordfast.diffusion import load_model
 from lordfast.training.interrupt import Interrupted
 from lordfast.training.run import RunFolder
 
@@ -201,3 +203,24 @@ def test_missing_captions_are_an_error_and_one_prompt_is_enough(stage1: Any, fac
         run_stage1(stage1())
     assert not (tmp_path / "stage1").exists()
     assert run_stage1(stage1(prompt="a photo of a person", steps=1))["examples"] == 4
+
+
+def test_one_branch_trains_a_and_b_alone(stage1: Any, demo_model: Any) -> None:
+    """The baseline is a plain low-rank update of the weights: y = W x + s B A x."""
+    config = stage1(one_branch=True, steps=3)
+    inject(demo_model, config)
+    start = {name: value.clone() for name, value in demo_model.unet.state_dict().items() if ".lord_" in name}
+    run_stage1(config)
+    lord, tensors = read_lord(config.out)
+    for name, value in tensors.items():
+        layer, short = name.rsplit(".", 1)
+        moved = not torch.equal(value, start[f"{layer}.{short}.lord"])
+        assert moved == (short in ("lord_A", "lord_B")), name
+
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    defended = load_model("demo", device="cpu")
+    bare = defended.unet.get_submodule(layer).weight.detach().clone()
+    load_lord(defended.unet, config.out)
+    x = torch.randn(2, 5, bare.shape[1], generator=torch.Generator().manual_seed(0))
+    merged = bare + lord.scaling * tensors[f"{layer}.lord_B"] @ tensors[f"{layer}.lord_A"]
+    torch.testing.assert_close(defended.unet.get_submodule(layer)(x), x @ merged.T)
