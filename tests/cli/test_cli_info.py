@@ -19,6 +19,7 @@ def in_new_process(*flags: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", "import sys; from lordfast.cli.main import main; sys.exit(main())", "info", *flags],
         env={**{k: v for k, v in os.environ.items() if not k.startswith("LORDFAST_")}, **environment},
+        cwd="/",  # in a checkout, -c would find the source tree, which has no compiled extension
         capture_output=True,
         text=True,
         check=False,
