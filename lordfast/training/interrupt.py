@@ -38,6 +38,9 @@ class StopOnSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
+        if not self.requested and os.environ.get("RANK", "0") == "0":
+            # Not print: a signal can come in the middle of one, and buffered streams refuse to be entered twice.
+            os.write(2, b"\nStopping at the next safe point; Ctrl-C once more stops at once.\n")
         self.requested = True
 
     def __enter__(self) -> StopOnSignal:

@@ -88,6 +88,13 @@ def test_a_second_ctrl_c_does_not_wait(toy: Any) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_the_first_request_is_acknowledged_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopOnSignal():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert capfd.readouterr().err.count("Stopping at the next safe point") == 1
+
+
 def test_sigterm_after_ctrl_c_and_the_launcher_s_copies_are_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
     with StopOnSignal() as stop:
         signal.raise_signal(signal.SIGINT)
