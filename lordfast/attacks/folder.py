@@ -16,12 +16,12 @@ import torch
 from lordfast.attacks.budget import Budget, parse_budget
 from lordfast.attacks.engine import AttackLoss, PgdSettings, perturb, probe_loss
 from lordfast.attacks.pgd import pgd_loss
-from lordfast.data import ImageRecord, list_images, load_images, output_names, save_png
+from lordfast.data import ImageRecord, load_image, load_images, output_names, save_png
 from lordfast.data.atomic import write_atomic
 from lordfast.diffusion import LatentDiffusion, TensorCache, load_model
 from lordfast.diffusion.cache import cached_text
 from lordfast.training.config import RunConfig, check_choices
-from lordfast.training.examples import report_bad
+from lordfast.training.examples import list_folder, report_bad
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
 from lordfast.training.run import RunFolder
@@ -34,7 +34,7 @@ class PgdOptions:
     """The numbers of a PGD attack. Mixed into every config that runs one."""
 
     eps: str = "8/255"
-    """Budget in [0, 1] pixels: 8/255 is 8 grey levels; for l2, of the whole image's norm."""
+    """Budget in [0, 1] pixels: 8/255 is 8 grey levels; for l2, of the whole image's norm, so choose one of order 1."""
     step_size: str = "1/255"
     """Step in [0, 1] pixels."""
     attack_steps: int = 40
@@ -58,10 +58,17 @@ class PgdOptions:
         """Parsed and checked settings.
 
         Raises:
-            ValueError: a budget that is negative, not a number, or (linf) above 1; steps or draws out of range.
+            ValueError: a budget that is negative, not a number, or (linf) above 1 or too small for any 8-bit image to
+                change; steps or draws out of range.
         """
+        budget = Budget(parse_budget(self.eps), parse_budget(self.step_size, "step_size"), self.norm)
+        if budget.eps > 0 and budget.norm == "linf" and budget.grey_levels == 0:
+            raise ValueError(
+                f"eps: {self.eps} is less than one grey level, 1/255, so no saved 8-bit image could change; expected "
+                "0, or 1/255 or more"
+            )
         return PgdSettings(
-            budget=Budget(parse_budget(self.eps), parse_budget(self.step_size, "step_size"), self.norm),
+            budget=budget,
             steps=self.attack_steps,
             draws=self.draws,
             random_start=self.random_start,
@@ -118,16 +125,17 @@ def attack_images(
 
     Raises:
         Interrupted: SIGINT or SIGTERM; everything finished is saved.
-        ValueError: a batch does not fit into the device's memory.
+        ValueError: a batch does not fit into the device's memory; an output that exists is another image's.
     """
     batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
     with StopOnSignal() as stop, progress("attacking", len(jobs) * max(settings.steps, 1), show=show) as advance:
         for number, batch in enumerate(batches):
             size = len(batch)
+            images = [image() if callable(image) else image for _, _, image in batch]
             if _is_done(folder, batch):
+                _check_kept(folder, batch, images, settings)
                 advance(size * max(settings.steps, 1))
                 continue
-            images = [image() if callable(image) else image for _, _, image in batch]
             text = cached_text(model, [record.caption or "" for record, _, _ in batch], cache)
             try:
                 attacked = perturb(model, images, text, loss, settings, lambda _, size=size: advance(size))  # type: ignore[misc]
@@ -150,6 +158,18 @@ def attack_images(
 
 def _is_done(folder: Path, batch: Sequence[Job]) -> bool:
     return all((folder / output).exists() for _, output, _ in batch)
+
+
+def _check_kept(folder: Path, batch: Sequence[Job], images: Sequence[np.ndarray], settings: PgdSettings) -> None:
+    """Raise ValueError unless what an earlier session left is within the budget around today's images."""
+    for (record, output, _), image in zip(batch, images, strict=True):
+        kept = load_image(folder / output)
+        # The budget leaves alone what obeys it, and nothing else.
+        if kept.shape != image.shape or not np.array_equal(settings.budget.quantise(kept.astype(float), image), kept):
+            raise ValueError(
+                f"resume: {folder / output} is no perturbation of {record.path}: the images changed since the run "
+                "began; expected the same images, or --overwrite"
+            )
 
 
 def _distance(original: np.ndarray, attacked: np.ndarray) -> dict[str, float]:
@@ -179,8 +199,7 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
         raise ValueError(f"batch_size: expected at least 1, got {config.batch_size}")
     check_choices(config)
     settings = config.settings(config.seed)
-    records = list_images(config.images, prompt=config.prompt)
-    _check_apart(config.images, config.out)
+    records = list_folder(config.images, "images", prompt=config.prompt)
     command = f"attack {name}"
     finished = RunFolder.inspect(config, command)
     if finished is not None:
@@ -208,18 +227,12 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
             "eps_grey_levels": settings.budget.eps * 255,
             "norm": settings.budget.norm,
             "resolution": side,
+            "unchanged": sum(row["largest_change"] == 0 for row in rows),
             "loss_clean": float(np.mean([row["loss_clean"] for row in rows])),
             "loss_attacked": float(np.mean([row["loss_attacked"] for row in rows])),
             "seconds": round(time.perf_counter() - started, 2),
         }
     )
-
-
-def _check_apart(images: Path, out: Path) -> None:
-    # Inside the images, results would be attacked in turn when resumed; around them, --overwrite would delete them.
-    source, target = Path(images).resolve(), Path(out).resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise ValueError(f"out: {out} and the images in {images} lie inside one another; expected a folder of its own")
 
 
 def _read(record: ImageRecord, side: int) -> np.ndarray:

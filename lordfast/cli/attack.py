@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lordfast.cli.parse import parse, run_resumable
+from lordfast.cli.parse import parse, report, run_resumable
 
 
 def run(args: list[str]) -> None:
@@ -25,4 +25,6 @@ def run(args: list[str]) -> None:
     config = parse(AttackConfig, command, rest)
     summary = run_resumable(command, config, lambda: run_attack(name, config))
     budget = f"{summary['eps_grey_levels']:g} grey levels ({summary['norm']})"
-    print(f"{summary['images']} images within {budget}: {config.out}")
+    report(f"{summary['images']} images within {budget}: {config.out}")
+    if summary["unchanged"] and summary["eps"]:
+        report(f"{summary['unchanged']} of them did not change by a single grey level; a larger --eps would help")

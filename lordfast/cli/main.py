@@ -57,7 +57,8 @@ def _run(command: str, args: list[str]) -> int:
     try:
         import_module(f"lordfast.cli.{command}").run(args)
     except Stopped as stopped:
-        print(f"\nStopped {stopped.done}. Go on with:\n  {stopped.resume}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\nStopped {stopped.done}. Go on with:\n  {stopped.resume}", file=sys.stderr)
         return 130
     except SystemExit as stop:
         # The parser's, for --help and for flags it does not understand.

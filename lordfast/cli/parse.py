@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -73,9 +74,21 @@ def _checked(cls: type[Any], path: str, values: dict[str, Any]) -> dict[str, Any
 
 def run_resumable(command: str, config: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Call `work`; when it is interrupted, raise `Stopped` with the command line that goes on."""
+    path = config.out / "config.yaml"
     try:
         return work()
     except Interrupted as interrupted:
-        path = config.out / "config.yaml"
-        resume = ["lordfast", *command.split(), "--config", str(path), "--resume"]
-        raise Stopped(interrupted.done, shlex.join(resume)) from None
+        raise Stopped(interrupted.done, _again(command, path)) from None
+    except KeyboardInterrupt:
+        if not path.exists() or (config.out / "summary.json").exists():
+            raise
+        raise Stopped("at once", _again(command, path)) from None
+
+
+def _again(command: str, config: Path) -> str:
+    """The command line that resumes the run of `config`, with as many processes as this one has."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    program = (
+        ["lordfast"] if processes == "1" else ["torchrun", "--nproc_per_node", processes, "-m", "lordfast.cli.main"]
+    )
+    return shlex.join([*program, *command.split(), "--config", str(config), "--resume"])

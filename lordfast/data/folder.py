@@ -17,7 +17,9 @@ from lordfast.data.images import BadImageError, Crop, Uint8Image, fit_image, loa
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
-# Sub-folders that runs create beside their images.
+# Sub-folders that runs create beside their images. A data set may have some of the same name, so they only count
+# beside a run's config.
+RUN_CONFIG = "config.yaml"
 IGNORED_FOLDERS = frozenset({"checkpoints", "validation", "preview", "tensorboard"})
 
 
@@ -38,8 +40,8 @@ def list_images(
 ) -> list[ImageRecord]:
     """List the images of a folder and of its sub-folders, sorted by name.
 
-    Other files, hidden files and folders, and sub-folders named "checkpoints" or "validation" are ignored, so the
-    output folder of a run can be listed too. An image's caption is ``prompt`` if given; else the text of ``name.txt``
+    Other files and hidden files and folders are ignored; so are, in a run's output folder, the sub-folders in which
+    it keeps other pictures than its results. An image's caption is ``prompt`` if given; else the text of ``name.txt``
     beside it; else its "text" in a ``metadata.jsonl`` of its folder or of one above it.
 
     Args:
@@ -84,7 +86,8 @@ def _scan(folder: Path) -> tuple[list[str], list[str]]:
             subfolders.clear()
             continue
         visited.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in IGNORED_FOLDERS)
+        ignored = IGNORED_FOLDERS if RUN_CONFIG in files else frozenset()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in ignored)
         relative = Path(base).relative_to(folder)
         for file in files:
             if file == METADATA_NAME:
@@ -101,7 +104,6 @@ def load_images(
     crop: Crop = "center",
     seed: int = 0,
     variants: int = 1,
-    flip: bool = False,
     skip_bad: bool = False,
     on_bad: Callable[[ImageRecord, BadImageError], None] | None = None,
 ) -> Iterator[tuple[ImageRecord, Uint8Image]]:
@@ -114,7 +116,6 @@ def load_images(
         seed: variant k of an image draws from a generator seeded by (seed, the image's name, k): it does not depend on
             the other images or on their order.
         variants: how often each image is yielded, one after the other; the file is decoded once.
-        flip: mirror each variant with probability 1/2.
         skip_bad: go on after an unreadable image instead of raising.
         on_bad: called with (record, error) for every image that ``skip_bad`` skips.
 
@@ -148,7 +149,7 @@ def load_images(
             usable += 1
             for variant in range(variants):
                 rng = _variant_rng(seed, record.name, variant)
-                yield record, fit_image(image, resolution, crop=crop, rng=rng, flip=flip)
+                yield record, fit_image(image, resolution, crop=crop, rng=rng)
         if usable == 0 and first_error is not None:
             raise ValueError(f"none of the {len(records)} images could be read; the first: {first_error}")
 

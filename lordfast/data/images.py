@@ -98,7 +98,6 @@ def fit_image(
     *,
     crop: Crop = "center",
     rng: np.random.Generator | None = None,
-    flip: bool = False,
 ) -> Uint8Image:
     """Bring an image to ``resolution`` without squashing it: scale so that it just covers the target, then crop.
 
@@ -106,8 +105,7 @@ def fit_image(
         image: uint8 (H, W, 3).
         resolution: pixels, an integer for a square or (height, width).
         crop: "center", or "random" for a uniform position drawn from ``rng``.
-        rng: needed by ``crop="random"`` and ``flip``; the same state gives the same result.
-        flip: mirror left-right with probability 1/2, drawn from ``rng`` after the crop.
+        rng: needed by ``crop="random"``; the same state gives the same result.
 
     Returns:
         uint8 (height, width, 3), a new array. Resampling is antialiased Lanczos and enlarges small images too; an
@@ -117,10 +115,9 @@ def fit_image(
     height, width = parse_resolution(resolution)
     if crop not in ("center", "random"):
         raise ValueError(f'crop: expected "center" or "random", got {crop!r}')
-    if rng is None and (crop == "random" or flip):
-        raise ValueError("rng: a numpy Generator is needed for random crops and flips, got None")
+    if rng is None and crop == "random":
+        raise ValueError("rng: a numpy Generator is needed for random crops, got None")
 
-    # Two numbers always, so that the flip that follows does not depend on the image's shape.
     at_y, at_x = rng.random(2) if rng is not None and crop == "random" else (0.5, 0.5)
     source_height, source_width = image.shape[:2]
     if max(height * source_width, width * source_height) == source_height * source_width:
@@ -146,8 +143,6 @@ def fit_image(
         )
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, box=window)
         fitted = np.array(resized)
-    if flip and rng is not None and rng.random() < 0.5:
-        fitted = fitted[:, ::-1].copy()
     return fitted
 
 

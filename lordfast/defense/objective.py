@@ -57,10 +57,11 @@ class DefenseObjective(Objective):
 
     Args:
         lambda_adv: weight of the perturbed images' loss.
-        lambda_det: weight of the detection loss, the mean over layers of BCE(clean, 0) + BCE(perturbed, 1).
+        lambda_det: weight of the detection loss, the mean over layers of BCE(clean, 0) + BCE(perturbed, 1); None
+            leaves it out, for a LoRD whose gate is not trained.
     """
 
-    def __init__(self, model: LatentDiffusion, *, lambda_adv: float, lambda_det: float) -> None:
+    def __init__(self, model: LatentDiffusion, *, lambda_adv: float, lambda_det: float | None) -> None:
         super().__init__()
         self.unet = model.unet
         self._model = model
@@ -76,13 +77,11 @@ class DefenseObjective(Objective):
             losses = self._model.loss(
                 torch.cat([clean, perturbed]), torch.cat([noise, noise]), torch.cat([timesteps, timesteps]), doubled
             )
-        labels = torch.cat([torch.zeros(count), torch.ones(count)]).to(losses)
         ldm, ldm_adv = losses[:count].mean(), losses[count:].mean()
-        # detection_loss averages over both halves of the batch; Eq. 7 adds the halves' averages.
-        detection = 2 * detection_loss(gates, labels)
-        return {
-            "loss": ldm + self._lambda_adv * ldm_adv + self._lambda_det * detection,
-            "ldm_clean": ldm,
-            "ldm_perturbed": ldm_adv,
-            "detection": detection,
-        }
+        found = {"loss": ldm + self._lambda_adv * ldm_adv, "ldm_clean": ldm, "ldm_perturbed": ldm_adv}
+        if self._lambda_det is not None:
+            labels = torch.cat([torch.zeros(count), torch.ones(count)]).to(losses)
+            # detection_loss averages over both halves of the batch; Eq. 7 adds the halves' averages.
+            found["detection"] = 2 * detection_loss(gates, labels)
+            found["loss"] = found["loss"] + self._lambda_det * found["detection"]
+        return found

@@ -97,6 +97,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     finished = run.summary()
     if finished is not None:
         return finished
+    run.rewind(0)
     scale = QUICK if config.quick else FULL
     seconds: dict[str, float] = {}
 
@@ -105,6 +106,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         console.print(f"[bold]{title}[/]")
         result = work()
         seconds[title] = round(time.perf_counter() - started, 2)
+        run.log({"step": len(seconds), "title": title, "seconds": seconds[title]})
         return result
 
     out = run.path

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -31,7 +30,6 @@ def generate(
     negative_prompt: str = "",
     resolution: int | None = None,
     batch_size: int = 8,
-    on_batch: Callable[[int], Any] | None = None,
 ) -> list[np.ndarray]:
     """Sample one image per prompt.
 
@@ -43,7 +41,6 @@ def generate(
         guidance: classifier-free guidance scale; 1 turns guidance off.
         sampler: one of `SAMPLERS`.
         resolution: side in pixels; None for the model's own.
-        on_batch: called with the number of finished images after each batch.
 
     Returns:
         uint8 images (H, W, 3), in the order of `prompts`.
@@ -75,6 +72,4 @@ def generate(
         ).images
         with torch.no_grad():
             images.extend(to_uint8(model.decode(latents)))
-        if on_batch is not None:
-            on_batch(len(images))
     return images

@@ -13,6 +13,7 @@ from lordfast.evaluation.config import EvaluateConfig, check_request
 from lordfast.evaluation.inputs import ImageFolder, open_folder
 from lordfast.evaluation.parts import Part, PartResult, plan_detection, plan_distribution, plan_pairs
 from lordfast.evaluation.table import to_markdown
+from lordfast.training.config import check_choices
 from lordfast.training.interrupt import Interrupted
 from lordfast.training.run import RunFolder
 
@@ -36,6 +37,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
             nothing is written then.
         Interrupted: on Ctrl-C.
     """
+    check_choices(config)
     check_request(config)
     # Without writing: a run folder that can't be used is the first thing to say, and bad input must leave no trace.
     found = RunFolder.open(config, "evaluate", write=False)

@@ -108,7 +108,9 @@ def write_yaml(path: Path, command: str, config: RunConfig) -> None:
 
 
 def check_choices(config: RunConfig) -> None:
-    """Raise ValueError for a value that its field's ``Literal`` does not list; the command line checks on its own."""
+    """Raise ValueError for a value that its field's ``Literal`` does not list, or a seed no generator takes."""
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"seed: expected a whole number from 0 to 2^63 - 1, got {config.seed}")
     for name, hint in get_type_hints(type(config)).items():
         if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
             raise ValueError(f"{name}: expected one of {', '.join(get_args(hint))}, got {getattr(config, name)!r}")

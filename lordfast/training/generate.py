@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -38,7 +40,7 @@ class GenerateConfig(RunConfig):
     """The run folder of lordfast stage1, or any folder with a saved LoRD."""
     lora: Path | None = None
     """The run folder of lordfast stage2, or a LoRA file or folder in diffusers or kohya format."""
-    n: int = 8
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8
     """How many images."""
     negative_prompt: str = ""
     """What to stay away from."""
@@ -129,6 +131,8 @@ def check(config: GenerateConfig) -> None:
     for name in ("n", "steps", "batch_size"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    if not math.isfinite(config.guidance):
+        raise ValueError(f"guidance: expected a finite number, got {config.guidance}")
 
 
 def run_generate(config: GenerateConfig) -> dict[str, Any]:
@@ -161,6 +165,9 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
         negative_prompt=config.negative_prompt,
         resolution=config.resolution,
     )
+    run.rewind(0)
+    for i, path in enumerate(paths):
+        run.log({"step": i + 1, "image": path.name, "seed": config.seed + i})
     pictures = [load_image(path) for path in paths[:64]]
     rows = [pictures[i : i + 8] for i in range(0, len(pictures), 8)]
     save_png(image_grid(rows, scale=max(1, 192 // len(pictures[0]))), run.path / "preview" / "grid.png")

@@ -18,16 +18,18 @@ TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 LORA_NAME = "lora"
 
 
-def check_targets(model: LatentDiffusion, targets: Sequence[str]) -> None:
-    """Raise ValueError unless each of `targets` names, by the end of its path, a linear layer of the UNet.
+def check_targets(model: LatentDiffusion, targets: Sequence[str]) -> list[str]:
+    """The linear layers of the UNet that `targets` name by the end of their paths.
 
-    PEFT passes over a name that matches nothing as long as another one matches.
+    Raises:
+        ValueError: one of `targets` names none, which PEFT passes over as long as another one does.
     """
     linear = [f".{name}" for name, module in model.unet.named_modules() if isinstance(module, nn.Linear)]
     missing = [target for target in targets if not any(name.endswith(f".{target}") for name in linear)]
     if missing or not targets:
         got = ", ".join(map(repr, missing)) or "none"
         raise ValueError(f"target_modules: expected names of linear layers of {model.name}'s UNet, got {got}")
+    return [name[1:] for name in linear if name.endswith(tuple(f".{target}" for target in targets))]
 
 
 @contextmanager

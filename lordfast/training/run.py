@@ -16,6 +16,8 @@ import yaml
 
 from lordfast.training.config import RunConfig, differences, read_yaml, to_dict, write_yaml
 
+# Config fields whose folders are searched for images.
+_IMAGE_FOLDERS = ("images", "data", "instance_data", "class_data")
 _PACKAGES = ("lordfast", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow", "torchmetrics")
 
 
@@ -63,14 +65,19 @@ class RunFolder:
 
         Raises:
             ValueError: the folder holds another run and neither ``resume`` nor ``overwrite`` was given; it holds
-                files that are no run; the run to resume has another config (every differing field is named); what is
-                to be overwritten holds an input of this run.
+                files that are no run; it lies inside a folder of images that the run reads; the run to resume has
+                another config (every differing field is named); what is to be overwritten holds an input of this run.
         """
         path = Path(config.out)
         if path.exists() and not path.is_dir():
             raise ValueError(f"out: {path} is a file; expected a folder to write the run into")
         if config.resume and config.overwrite:
             raise ValueError("resume, overwrite: both were given; expected at most one")
+        for name in _IMAGE_FOLDERS:
+            folder = getattr(config, name, None)
+            if folder is not None and path.resolve().is_relative_to(Path(folder).resolve()):
+                # The run's own images would be data of the next run, and of this one when it is resumed.
+                raise ValueError(f"out: {path} lies inside the {name} {folder}; expected a folder apart from it")
         if not _holds_run(path):
             if path.exists() and any(path.iterdir()):
                 raise ValueError(f"out: {path} is not empty and holds no run; expected a new or empty folder")

@@ -62,7 +62,7 @@ def test_bad_input_is_an_error_line_and_no_traceback(words: list[str], capsys: p
     assert main([*words, "--eps", "8"]) == 2
     assert "error: eps: 8 is above 1" in capsys.readouterr().err
     assert main([*words, "--images", "/no/such/folder"]) == 2
-    assert "error: image folder /no/such/folder does not exist" in capsys.readouterr().err
+    assert "error: images: image folder /no/such/folder does not exist" in capsys.readouterr().err
 
 
 def test_help_lists_the_attacks(capsys: pytest.CaptureFixture) -> None:

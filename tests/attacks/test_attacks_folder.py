@@ -178,7 +178,8 @@ def test_an_existing_run_is_refused_early(config, tmp_path: Path, monkeypatch: p
 def test_results_and_images_keep_apart(config, faces: Path, place: str) -> None:
     out = {"same": faces, "inside": faces / "attacked", "around": faces.parent}[place]
     before = sorted(faces.parent.rglob("*"))
-    with pytest.raises(ValueError, match="lie inside one another"):
+    message = "not empty and holds no run" if place == "around" else "lies inside the images"
+    with pytest.raises(ValueError, match=message):
         run_attack("pgd", config(out=out, overwrite=True))
     assert sorted(faces.parent.rglob("*")) == before
 
@@ -228,3 +229,12 @@ def test_targeted_low_memory_bf16_at_another_resolution(config, tmp_path: Path, 
     assert summary["resolution"] == 32
     assert load_image(tmp_path / "run" / products(tmp_path / "run")[0]).shape == (32, 32, 3)
     assert summary["loss_attacked"] < summary["loss_clean"]
+
+
+def test_budgets_below_a_grey_level_change_nothing_and_say_so(config, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"eps: 0\.5/255 is less than one grey level"):
+        run_attack("pgd", config(eps="0.5/255"))
+    assert not (tmp_path / "run").exists()
+    # 8/255 of a whole image's norm are at most 64 pixel values by one level each.
+    assert run_attack("pgd", config(norm="l2"))["unchanged"] == 4
+    assert run_attack("pgd", config(norm="l2", eps="3", out=tmp_path / "strong"))["unchanged"] == 0

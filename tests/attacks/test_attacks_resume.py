@@ -141,3 +141,12 @@ def test_a_signal_in_the_last_batch_finishes_the_run(config, tmp_path: Path, mon
 
     monkeypatch.setattr(folder_module, "perturb", interrupted)
     assert run_attack("pgd", config(tmp_path / "run", batch_size=8))["images"] == 4
+
+
+def test_an_image_that_changed_in_between_is_named(config, whole: Path, tmp_path: Path, faces: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    (run / "summary.json").unlink()
+    first, second = sorted(faces.glob("*.png"))[:2]
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ValueError, match=f"{sorted(images(run))[0]} is no perturbation of {first}: the images changed"):
+        run_attack("pgd", config(run, resume=True))

@@ -10,6 +10,8 @@ import pytest
 
 from lordfast import __version__
 from lordfast.cli.main import COMMANDS, main
+from lordfast.cli.parse import parse
+from lordfast.training.generate import GenerateConfig
 from lordfast.training.run import RunFolder
 
 
@@ -110,7 +112,7 @@ def test_a_second_ctrl_c_ends_at_once_without_a_traceback(
     _press_ctrl_c_at(1, monkeypatch, times=2)
     assert main(_stage2(tmp_path / "run", faces)) == 130
     error = capsys.readouterr().err
-    assert "Interrupted." in error and "Traceback" not in error
+    assert "Stopped at once. Go on with:" in error and "Traceback" not in error
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -125,3 +127,57 @@ def test_a_run_s_own_config_runs_it_again(tmp_path: Path, faces: Path, capsys: p
     capsys.readouterr()
     assert main(["stage1", *stored]) == 2
     assert "belongs to 'lordfast stage2'" in capsys.readouterr().err
+
+
+def test_stage1_goes_on_from_the_printed_command_to_the_same_files(
+    tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ["--model", "demo", "--data", str(faces), "--device", "cpu", "--no-tensorboard", "--attack-steps", "1"]
+    command = ["stage1", *small, "--steps", "2", "--batch-size", "1", "--lord-alpha", "16"]
+    assert main([*command, "--out", str(tmp_path / "straight")]) == 0
+    with monkeypatch.context() as patch:
+        _press_ctrl_c_at(1, patch)
+        assert main([*command, "--out", str(tmp_path / "broken")]) == 130
+    assert main(shlex.split(capsys.readouterr().err.strip().splitlines()[-1])[1:]) == 0
+    for name in ("metrics.jsonl", "lord.safetensors", "lord_config.json"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_ctrl_c_before_the_first_step_tells_how_to_go_on(
+    tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lordfast.training.stage2._batches", press)
+        assert main(_stage2(tmp_path / "run", faces)) == 130
+    words = shlex.split(capsys.readouterr().err.strip().splitlines()[-1])
+    assert words[:2] == ["lordfast", "stage2"] and words[-1] == "--resume"
+    assert main(words[1:]) == 0
+    # Before there is a run, there is nothing to go on with.
+    with monkeypatch.context() as patch:
+        patch.setattr("lordfast.training.stage2._read", press)
+        assert main(_stage2(tmp_path / "none", faces)) == 130
+    assert "Go on with" not in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("spelling", [["-n", "2"], ["-n=2"], ["--n", "2"]])
+def test_the_number_of_images_has_a_short_flag(spelling: list[str]) -> None:
+    config = parse(GenerateConfig, "generate", ["--out", "x", "--model", "demo", "--prompt", "p", *spelling])
+    assert config.n == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "field"), [("attack pgd", "images"), ("stage1", "data"), ("stage2", "instance_data")]
+)
+def test_results_do_not_go_into_the_data(
+    command: str, field: str, faces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag = field.replace("_", "-")
+    more = ["--instance-prompt", "a photo of sks person"] if command == "stage2" else []
+    before = sorted(faces.rglob("*"))
+    words = [*command.split(), "--model", "demo", f"--{flag}", str(faces), "--out", str(faces / "run"), *more]
+    assert main(words) == 2
+    assert f"out: {faces / 'run'} lies inside the {field} {faces}" in capsys.readouterr().err
+    assert sorted(faces.rglob("*")) == before

@@ -80,11 +80,13 @@ def test_attack_defend_train_generate_measure(
         "--lord",
         tmp_path / "stage1",
         "--clean",
-        tmp_path / "attacked",
+        photos,
         "--attacked",
         tmp_path / "attacked",
-    )
-    assert gates
+    )["detection"]
+    assert (gates["clean"], gates["attacked"]) == (PICTURES, PICTURES) and 0 <= gates["auroc"] <= 1
+    # The text keys and values of each cross-attention are left out.
+    assert len(gates["layers"]) == len(layers) * 3 // 4
     for path, data in before.items():
         assert path.read_bytes() == data
     for folder in ("attacked", "stage1", "stage2", "with", "metrics"):

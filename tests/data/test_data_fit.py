@@ -110,19 +110,6 @@ def test_downscaling_is_antialiased() -> None:
     assert (np.abs(interior - 127.5) <= 3).all()
 
 
-def test_flip_mirrors_half_the_images_and_keeps_the_crop() -> None:
-    image = ramps(16, 40)
-    flipped = 0
-    for seed in range(200):
-        plain = fit_image(image, 16, crop="random", rng=np.random.default_rng(seed))
-        maybe = fit_image(image, 16, crop="random", rng=np.random.default_rng(seed), flip=True)
-        if np.array_equal(maybe, plain[:, ::-1]):
-            flipped += 1
-        else:
-            np.testing.assert_array_equal(maybe, plain)
-    assert 70 < flipped < 130
-
-
 def test_a_long_thin_strip() -> None:
     strip = np.full((1, 50_000, 3), 40, np.uint8)
     assert (fit_image(strip, 64) == 40).all()
@@ -135,7 +122,7 @@ def test_fit_image_refuses_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="rng: "):
         fit_image(image, 4, crop="random")
     with pytest.raises(ValueError, match="rng: "):
-        fit_image(image, 4, flip=True)
+        fit_image(image, 4, crop="random")
     for resolution in (0, -4, (8,), (8, 0), (8, 8, 3), (8.5, 8), True):
         with pytest.raises(ValueError, match="resolution: "):
             fit_image(image, resolution)  # type: ignore[arg-type]

@@ -47,6 +47,12 @@ def test_an_output_folder_of_a_run_can_be_listed(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.png"]
 
 
+def test_folders_of_a_run_are_data_anywhere_else(tmp_path: Path) -> None:
+    for name in ("train/a.png", "validation/b.png", "preview/c.png"):
+        write_image(tmp_path / name)
+    assert names(tmp_path) == ["preview/c.png", "train/a.png", "validation/b.png"]
+
+
 def test_the_named_folder_itself_may_be_a_validation_folder(tmp_path: Path) -> None:
     write_image(tmp_path / "validation" / "a.png")
     assert names(tmp_path / "validation") == ["a.png"]
@@ -72,6 +78,7 @@ def test_clear_errors_for_wrong_folders(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match=r"file\.png"):
         list_images(tmp_path / "file.png")
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "empty" / "config.yaml").write_text("command: stage2")
     write_image(tmp_path / "empty" / "checkpoints" / "x.png")
     with pytest.raises(ValueError, match=r"no images in .*empty.*\.png"):
         list_images(tmp_path / "empty")
@@ -108,7 +115,7 @@ def test_variants_depend_on_seed_name_and_number_only(tmp_path: Path) -> None:
 
     def variants_of(chosen: list[ImageRecord], seed: int, count: int) -> dict[str, list[np.ndarray]]:
         result: dict[str, list[np.ndarray]] = {}
-        for record, image in load_images(chosen, 8, crop="random", seed=seed, variants=count, flip=True):
+        for record, image in load_images(chosen, 8, crop="random", seed=seed, variants=count):
             result.setdefault(record.name, []).append(image)
         return result
 

@@ -163,7 +163,7 @@ def test_twins_of_other_images_are_not_trained_on(stage1: Any, faces: Path, monk
     save_png(pixels[1], first)
     save_png(pixels[0], second)
     config.resume = True
-    with pytest.raises(ValueError, match=r"000000\.png is no perturbation of .*the data changed"):
+    with pytest.raises(ValueError, match=r"000000\.png is no perturbation of .*the images changed"):
         run_stage1(config)
 
 
@@ -224,3 +224,18 @@ def test_one_branch_trains_a_and_b_alone(stage1: Any, demo_model: Any) -> None:
     x = torch.randn(2, 5, bare.shape[1], generator=torch.Generator().manual_seed(0))
     merged = bare + lord.scaling * tensors[f"{layer}.lord_B"] @ tensors[f"{layer}.lord_A"]
     torch.testing.assert_close(defended.unet.get_submodule(layer)(x), x @ merged.T)
+
+
+def test_a_budget_that_changes_no_image_is_refused(stage1: Any) -> None:
+    with pytest.raises(ValueError, match=r"eps: within 8/255 \(l2\) no image changed"):
+        run_stage1(stage1(norm="l2"))
+
+
+def test_targets_that_read_the_text_only_are_refused_before_anything_is_written(stage1: Any) -> None:
+    config = stage1(target_modules=("attn2.to_k", "attn2.to_v"))
+    with pytest.raises(ValueError, match="target_modules: attn2.to_k, attn2.to_v read the text only"):
+        run_stage1(config)
+    assert not config.out.exists()
+    config.one_branch = True
+    assert run_stage1(config)["steps"] == 2
+    assert "detection" not in (config.out / "metrics.jsonl").read_text()

@@ -152,8 +152,6 @@ def test_delta_is_linear_without_the_base(make_case):
     case = make_case()
     y, logit = case.fused()
     delta, logit2 = make_case(base=False).fused()
-    base = torch.nn.functional.linear(case["x"], *[torch.zeros_like(case[n]) for n in ("weight", "bias")])
-    assert base.abs().max() == 0
     case_delta = y - torch.nn.functional.linear(case["x"], case["weight"], case["bias"])
     torch.testing.assert_close(delta, case_delta)
     assert torch.equal(logit, logit2)

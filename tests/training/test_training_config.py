@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from lordfast.attacks.folder import AttackConfig
 from lordfast.cli.parse import parse
 from lordfast.defense.stage1 import PRESETS as STAGE1_PRESETS
 from lordfast.defense.stage1 import Stage1Config
+from lordfast.demo.story import DemoConfig
+from lordfast.evaluation.config import EvaluateConfig
 from lordfast.training.config import RunConfig, check_choices, differences, read_yaml, to_dict, to_flags, write_yaml
+from lordfast.training.generate import GenerateConfig
 from lordfast.training.stage2 import PRESETS as STAGE2_PRESETS
 from lordfast.training.stage2 import Stage2Config
 
@@ -147,3 +151,28 @@ def test_choices_are_checked_in_python_too() -> None:
     config.format = "koyha"  # type: ignore[assignment]
     with pytest.raises(ValueError, match="format: expected one of diffusers, kohya"):
         check_choices(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AttackConfig(out=Path("run"), model="demo", images=Path("images")),
+        Stage1Config(out=Path("run"), model="demo", data=Path("faces")),
+        Stage1Config(out=Path("run"), model="demo", data=Path("faces"), **STAGE1_PRESETS["paper"]),
+        Stage2Config(out=Path("run"), model="demo", instance_data=Path("faces"), instance_prompt="sks"),
+        GenerateConfig(out=Path("run"), model="demo", prompt="sks"),
+        EvaluateConfig(out=Path("run"), generated=Path("a"), reference=Path("b")),
+        DemoConfig(),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_a_config_survives_its_flags_in_value_and_type(config: RunConfig) -> None:
+    # A whole number that comes back as a float is equal, and another file once it is written.
+    flags = to_flags(to_dict(config))
+    assert repr(to_dict(parse(type(config), "command", flags))) == repr(to_dict(config))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_that_no_generator_takes(seed: int) -> None:
+    with pytest.raises(ValueError, match=f"seed: expected a whole number .* got {seed}"):
+        check_choices(RunConfig(out=Path("run"), seed=seed))

@@ -1,6 +1,7 @@
 """Several processes: torchrun against one process, files written once, Ctrl-C and --resume, errors on every rank."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -83,8 +84,10 @@ def test_two_processes_equal_one_with_twice_the_batch(torchrun: Any, stage2: Any
     assert not (tmp_path / "broken" / LORA).exists(), "it finished before the signal came"
     assert "Go on with:" in error and "KeyboardInterrupt" not in error.split("Go on with:")[0]
     assert len(list((tmp_path / "broken" / "checkpoints").iterdir())) == 1
-    resumed = torchrun([*_flags(tmp_path / "broken", faces), "--resume"])
-    _finish(resumed)
+    assert error.count("Go on with:") == 1
+    printed = shlex.split(error.split("Go on with:")[1].strip().splitlines()[0])
+    assert printed[:5] == ["torchrun", "--nproc_per_node", "2", "-m", "lordfast.cli.main"]
+    _finish(torchrun(printed[5:]))
     for name in (LORA, "metrics.jsonl"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
