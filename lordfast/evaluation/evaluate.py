@@ -29,8 +29,8 @@ class Plan:
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure what `config` asks for into ``config.out``; returns what summary.json holds.
 
-    The run folder gets metrics.jsonl (a row per pair, and per image and timestep), summary.json and table.md. Each
-    finished part is kept in checkpoints/, so that a resumed run does only the others.
+    The run folder gets metrics.jsonl (a row for the distances, per pair, and per image and timestep), summary.json and
+    table.md. Each finished part is kept in checkpoints/, so that a resumed run does only the others.
 
     Raises:
         ValueError, OSError: nothing to measure, or a folder, image, model or feature module that can't be used;

@@ -78,7 +78,9 @@ def plan_distribution(
                 f"{twins} generated images have the name of a reference image: if they are versions of the same "
                 "pictures, the sets are not independent, and the kernel distance comes out too low, even far below 0"
             )
-        return PartResult({"features": config.features, "resolution": side, **summary}, [], caveats)
+        found = {"features": config.features, "resolution": side, **summary}
+        # One row, so that a run which measures nothing else has its metrics.jsonl too.
+        return PartResult(found, [found], caveats)
 
     return run
 

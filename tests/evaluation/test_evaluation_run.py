@@ -106,7 +106,9 @@ def test_a_run_of_all_parts(faces: Path, attacked: Path, lord: Path, tmp_path: P
     assert len(gates) == 2 * 4 * 2
     mean = np.mean([row["lambda"] for row in gates if row["set"] == "attacked" and row["timestep"] == 500])
     assert found["timesteps"][1]["lambda_attacked"] == pytest.approx(mean)
-    assert [row["step"] for row in rows_of(config.out)] == list(range(1, 21))
+    # A row for the distances, a pair, and an image at a timestep.
+    assert [row["step"] for row in rows_of(config.out)] == list(range(1, 1 + 1 + 4 + 16))
+    assert rows_of(config.out)[0] == {"step": 1, "part": "distribution", **distances}
     table = (config.out / "table.md").read_text()
     assert "| Frechet distance |" in table and "| PSNR, mean (dB) |" in table and "* the covariance of" in table
     assert table.count("transformer_blocks") == len(found["layers"])
