@@ -26,7 +26,7 @@ from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
 from lordfast.training.stage2 import Stage2Config, run_stage2
 
-PROMPT = "a photo of sks person"
+PROMPT = "a photo of a sks person"
 
 
 @dataclass(kw_only=True)

@@ -80,10 +80,8 @@ def test_half_precision_draws_pictures(dtype: str) -> None:
 
 
 def test_another_resolution(demo_model: LatentDiffusion) -> None:
-    seen: list[int] = []
-    images = generate(demo_model, PROMPTS, steps=1, resolution=32, batch_size=2, on_batch=seen.append)
+    images = generate(demo_model, PROMPTS, steps=1, resolution=32, batch_size=2)
     assert [image.shape for image in images] == [(32, 32, 3)] * 3
-    assert seen == [2, 3]
 
 
 @pytest.mark.parametrize(
