@@ -82,6 +82,9 @@ def test_half_precision_draws_pictures(dtype: str) -> None:
 def test_another_resolution(demo_model: LatentDiffusion) -> None:
     images = generate(demo_model, PROMPTS, steps=1, resolution=32, batch_size=2)
     assert [image.shape for image in images] == [(32, 32, 3)] * 3
+    assert not np.array_equal(images[0], images[1])
+    with pytest.raises(ValueError, match="resolution: expected a positive multiple of 16"):
+        generate(demo_model, PROMPTS, steps=1, resolution=40)
 
 
 @pytest.mark.parametrize(
