@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -217,7 +216,7 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
     started = time.perf_counter()
     cache = TensorCache(config.cache_dir)
     attack_images(model, jobs, loss, settings, run.path, batch_size=config.batch_size, cache=cache, log=run.log)
-    rows = _rows(run)
+    rows = run.rows()
     return run.finish(
         {
             "attack": name,
@@ -249,20 +248,8 @@ def _readable(records: Sequence[ImageRecord], side: int, skip_bad: bool) -> list
     return usable
 
 
-def _rows(run: RunFolder) -> list[dict[str, Any]]:
-    """The whole rows of metrics.jsonl; an interruption can leave half of one."""
-    path, rows = run.path / "metrics.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 def _keep_rows(run: RunFolder, jobs: Sequence[Job], batch_size: int) -> None:
     """Drop the rows of batches that are not finished: they are attacked, and logged, again."""
     batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
     done = {output for batch in batches if _is_done(run.path, batch) for _, output, _ in batch}
-    kept = [json.dumps(row) + "\n" for row in _rows(run) if row["output"] in done]
-    write_atomic(run.path / "metrics.jsonl", "".join(kept).encode())
+    run.keep(lambda row: row["output"] in done)

@@ -40,8 +40,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check_choices(config)
     check_request(config)
     # Without writing: a run folder that can't be used is the first thing to say, and bad input must leave no trace.
-    found = RunFolder.open(config, "evaluate", write=False)
-    finished = found.summary() if config.resume else None
+    finished = RunFolder.inspect(config, "evaluate")
     if finished is not None:
         return finished
     plan = _plan(config)

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
+from lordfast.data.atomic import write_atomic
+
 C = TypeVar("C", bound="RunConfig")
 
 NOT_IDENTITY = frozenset(
@@ -16,8 +18,6 @@ NOT_IDENTITY = frozenset(
         "out",
         "resume",
         "overwrite",
-        "config",
-        "preset",
         "cache_dir",
         "checkpoint_every",
         "keep_checkpoints",
@@ -102,9 +102,7 @@ def write_yaml(path: Path, command: str, config: RunConfig) -> None:
     """Write the complete config so that ``lordfast COMMAND --config path`` runs it again."""
     values = {"command": command, **to_dict(config)}
     values["resume"] = values["overwrite"] = False
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
 
 def check_choices(config: RunConfig) -> None:

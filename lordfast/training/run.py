@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from lordfast.data.atomic import write_atomic
 from lordfast.training.config import RunConfig, differences, read_yaml, to_dict, write_yaml
 
 # Config fields whose folders are searched for images.
@@ -23,9 +26,7 @@ _PACKAGES = ("lordfast", "torch", "diffusers", "transformers", "peft", "accelera
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON to a temporary file and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def environment() -> dict[str, Any]:
@@ -99,20 +100,19 @@ class RunFolder:
         return cls(path, write=False).summary()
 
     @classmethod
-    def open(cls, config: RunConfig, command: str, write: bool = True) -> RunFolder:
+    def open(cls, config: RunConfig, command: str) -> RunFolder:
         """Claim ``config.out`` for a run of `command`, or pick up the interrupted run there. Raises as `inspect`."""
         cls.inspect(config, command)
         path = Path(config.out)
-        if write:
-            if config.overwrite and path.exists():
-                shutil.rmtree(path)
-            path.mkdir(parents=True, exist_ok=True)
-            # The config first: it is what makes the folder a run, which an interruption right here leaves resumable.
-            if not (path / "config.yaml").exists():
-                write_yaml(path / "config.yaml", command, config)
-            if not (path / "environment.json").exists():
-                write_json(path / "environment.json", environment())
-        return cls(path, write)
+        if config.overwrite and path.exists():
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        # The config first: it is what makes the folder a run, which an interruption right here leaves resumable.
+        if not (path / "config.yaml").exists():
+            write_yaml(path / "config.yaml", command, config)
+        if not (path / "environment.json").exists():
+            write_json(path / "environment.json", environment())
+        return cls(path)
 
     @property
     def checkpoints(self) -> Path:
@@ -135,8 +135,18 @@ class RunFolder:
             with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Drop the rows of metrics.jsonl beyond `step`, so that a resumed run writes each of them once.
+    def rows(self) -> list[dict[str, Any]]:
+        """The whole rows of metrics.jsonl; an interruption can leave half of one, which is passed over."""
+        path, found = self.path / "metrics.jsonl", []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                row = json.loads(line)
+                if isinstance(row, dict) and "step" in row:
+                    found.append(row)
+        return found
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Drop the rows of metrics.jsonl that are not `wanted`, so that a resumed run writes each of them once.
 
         Returns:
             The rows that stay; none where this process does not write.
@@ -144,18 +154,13 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if not self.write or not path.exists():
             return []
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-                if row["step"] <= step:
-                    kept.append(row)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # a line cut short by the interruption
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(path)
+        kept = [row for row in self.rows() if wanted(row)]
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         return kept
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """`keep` the rows up to `step`."""
+        return self.keep(lambda row: row["step"] <= step)
 
 
 def _holds_run(path: Path) -> bool:
