@@ -5,18 +5,12 @@
 
 #include "bindings/bindings.h"
 #include "bindings/checks.h"
+#include "bindings/dtype.h"
 
 namespace py = pybind11;
 
 namespace lordfast {
 namespace {
-
-DType parse_dtype(const std::string& dtype) {
-    if (dtype == "float32") return DType::float32;
-    if (dtype == "bfloat16") return DType::bfloat16;
-    require(dtype == "float16", "dtype", quoted(dtype), "'float32', 'bfloat16' or 'float16'");
-    return DType::float16;
-}
 
 Norm parse_norm(const std::string& norm) {
     if (norm == "linf") return Norm::linf;
@@ -38,11 +32,11 @@ void pgd_step_checked(uintptr_t x_adv, uintptr_t x_orig, uintptr_t grad, uintptr
     PgdStep step{};
     step.dtype = parse_dtype(dtype);
     step.norm = parse_norm(norm);
-    const int64_t itemsize = step.dtype == DType::float32 ? 4 : 2;
+    const int64_t item_bytes = itemsize(step.dtype);
 
     require(batch >= 0, "batch", batch, "0 or more");
     require(numel >= 0, "numel", numel, "0 or more");
-    require(batch == 0 || numel <= std::numeric_limits<int64_t>::max() / itemsize / batch, "numel", numel,
+    require(batch == 0 || numel <= std::numeric_limits<int64_t>::max() / item_bytes / batch, "numel", numel,
             "a number of elements whose bytes, batch times, fit in 63 bits");
     require(direction == 1 || direction == -1, "direction", direction, "1 or -1");
     require(threads >= 1, "threads", threads, "1 or more");
@@ -57,12 +51,12 @@ void pgd_step_checked(uintptr_t x_adv, uintptr_t x_orig, uintptr_t grad, uintptr
     require(!std::isnan(step.low), "low", low, "a number");
     require(step.low <= step.high, "high", high, "a number that is at least low");
 
-    const int64_t bytes = batch * numel * itemsize;
+    const int64_t bytes = batch * numel * item_bytes;
     if (bytes == 0) return;
-    check_pointer("out", out, out, itemsize, bytes);
-    check_pointer("x_adv", x_adv, out, itemsize, bytes);
-    check_pointer("x_orig", x_orig, out, itemsize, bytes);
-    check_pointer("grad", grad, out, itemsize, bytes);
+    check_pointer("out", out, out, item_bytes, bytes);
+    check_pointer("x_adv", x_adv, out, item_bytes, bytes);
+    check_pointer("x_orig", x_orig, out, item_bytes, bytes);
+    check_pointer("grad", grad, out, item_bytes, bytes);
 
     step.x_adv = reinterpret_cast<const void*>(x_adv);
     step.x_orig = reinterpret_cast<const void*>(x_orig);

@@ -4,10 +4,10 @@
 #include <cstdint>
 
 #include "core/cpu/isa.h"
+#include "core/dtype.h"
 
 namespace lordfast {
 
-enum class DType { float32 = 0, bfloat16 = 1, float16 = 2 };
 enum class Norm { linf, l2 };
 
 struct PgdStep {

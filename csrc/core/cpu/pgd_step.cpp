@@ -33,7 +33,7 @@ struct View {
           x_orig(static_cast<const char*>(s.x_orig)),
           grad(static_cast<const char*>(s.grad)),
           out(static_cast<char*>(s.out)),
-          itemsize(s.dtype == DType::float32 ? 4 : 2) {}
+          itemsize(lordfast::itemsize(s.dtype)) {}
 
     View from(int64_t element) const {
         View v = *this;

@@ -1,4 +1,4 @@
-"""The `native` backend: the compiled extension `lordfast._C`, on contiguous CPU tensors."""
+"""One projected-gradient step by the compiled extension, on contiguous CPU tensors."""
 
 from __future__ import annotations
 
@@ -7,19 +7,12 @@ from torch import Tensor
 
 from lordfast.ops import _native
 
-from ._base import Backend, Kernel
-
-_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
-
-def _missing() -> str | None:
-    return None if _native.C is not None else (_native.reason or "the extension lordfast._C is not built")
+from .._base import Kernel
+from .dtypes import DTYPES
 
 
-def _pgd_refuses(x_adv: Tensor, x_orig: Tensor, grad: Tensor, out: Tensor, *numbers: object) -> str | None:
-    if x_adv.device.type != "cpu":
-        return f"it steps CPU tensors only, these are on {x_adv.device}"
-    if x_adv.dtype not in _DTYPES:
+def _refuses(x_adv: Tensor, x_orig: Tensor, grad: Tensor, out: Tensor, *numbers: object) -> str | None:
+    if x_adv.dtype not in DTYPES:
         return f"it steps float32, bfloat16 and float16 only, these are {x_adv.dtype}"
     if not out.is_contiguous():
         return "it writes contiguous tensors only, out is not"
@@ -30,7 +23,7 @@ def _pgd_refuses(x_adv: Tensor, x_orig: Tensor, grad: Tensor, out: Tensor, *numb
     return None
 
 
-def _pgd_step(
+def _step(
     x_adv: Tensor,
     x_orig: Tensor,
     grad: Tensor,
@@ -54,7 +47,7 @@ def _pgd_step(
         out.data_ptr(),
         batch,
         x.numel() // batch,
-        _DTYPES[x.dtype],
+        DTYPES[x.dtype],
         norm,
         step_size,
         eps,
@@ -70,9 +63,4 @@ def _overlap(t: Tensor, out: Tensor) -> bool:
     return t.is_contiguous() and abs(t.data_ptr() - out.data_ptr()) < out.numel() * out.element_size()
 
 
-BACKEND = Backend(
-    name="native",
-    priority=10,
-    missing=_missing,
-    kernels={"pgd_step": Kernel(_pgd_step, _pgd_refuses)},
-)
+KERNEL = Kernel(_step, _refuses)
