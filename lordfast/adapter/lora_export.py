@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lordfast.adapter.control import denoiser_of, layer_name
-from lordfast.adapter.save_load import write_atomically
+from lordfast.files import write_atomic
 
 LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 FORMATS = ("diffusers", "kohya")
@@ -67,8 +67,7 @@ def save_lora(
     target = Path(path)
     if target.suffix != ".safetensors":
         target = target / LORA_WEIGHTS_NAME
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+    write_atomic(target, save(tensors, metadata={"format": "pt"}))
     return target
 
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lordfast.adapter.config import LordConfig
 from lordfast.adapter.control import denoiser_of, freeze_lord, layer_name, lord_layers, remove_lord
 from lordfast.adapter.layer import PARAMETER_DICTS, lord_shapes
 from lordfast.adapter.model import LordModel, check_adapter_name
+from lordfast.files import write_atomic
 
 WEIGHTS_NAME = "lord.safetensors"
 CONFIG_NAME = "lord_config.json"
@@ -62,11 +61,10 @@ def save_lord(module: Any, path: str | os.PathLike[str], adapter_name: str | Non
     config = next(iter(layers.values())).lord_config[str(adapter_name)]
     record = json.dumps(config.to_record(), indent=2, sort_keys=True)
     weights, readable = _files(Path(path))
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(readable, lambda target: Path(target).write_text(record + "\n", encoding="utf-8"))
+    write_atomic(readable, (record + "\n").encode())
     # One entry only: safetensors writes several in random order, and equal adapters shall be equal files.
     metadata = {_METADATA_KEY: record}
-    write_atomically(weights, lambda target: save_file(tensors, target, metadata=metadata))
+    write_atomic(weights, save(tensors, metadata=metadata))
     return weights
 
 
@@ -187,19 +185,3 @@ def _targets(modules: dict[str, nn.Module], config: LordConfig) -> set[str]:
     if config.target_modules == "all-linear":
         return set()
     return {name for name in modules if name and bool(LordModel._check_target_module_exists(config, name))}
-
-
-def write_atomically(path: Path, write: Callable[[str], Any]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: nobody ever sees half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        write(temporary)
-        # mkstemp makes private files; the result should be as readable as any other.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -16,9 +16,9 @@ from lordfast.attacks.budget import Budget, parse_budget
 from lordfast.attacks.engine import AttackLoss, PgdSettings, perturb, probe_loss
 from lordfast.attacks.pgd import pgd_loss
 from lordfast.data import ImageRecord, load_image, load_images, output_names, save_png
-from lordfast.data.atomic import write_atomic
 from lordfast.diffusion import LatentDiffusion, TensorCache, load_model
 from lordfast.diffusion.cache import cached_text
+from lordfast.files import write_atomic
 from lordfast.training.config import RunConfig, check_choices
 from lordfast.training.examples import list_folder, report_bad
 from lordfast.training.interrupt import Interrupted, StopOnSignal

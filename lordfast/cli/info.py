@@ -9,6 +9,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,61 @@ def run(args: list[str]) -> None:
         prog="lordfast info", description="Versions, devices, backends and why one is missing."
     )
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument(
+        "--explain",
+        nargs=4,
+        metavar=("M", "N", "K", "DTYPE"),
+        help="instead: which backend runs a LoRD layer of K inputs and N outputs on M tokens, and why "
+        "(DTYPE: fp32, bf16 or fp16)",
+    )
+    parser.add_argument(
+        "--device", default=None, help="the device that --explain is about; default: cuda if there is one"
+    )
     options = parser.parse_args(args)
+    if options.explain:
+        m, n, k, dtype = options.explain
+        found = explain_case(m, n, k, dtype, options.device)
+        print(json.dumps(found, indent=2) if options.json else explanation_text(found))
+        return
     info = collect_info()
     print(json.dumps(info, indent=2) if options.json else to_text(info))
+
+
+def explain_case(m: str, n: str, k: str, dtype: str, device: str | None) -> list[dict[str, Any]]:
+    """What decides the backend of a LoRD layer's forward and backward pass, as JSON values."""
+    import torch
+
+    from lordfast.ops.explain import explain_lord
+
+    dtypes = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    name = dtypes.get(dtype, dtype)
+    if name not in (*dtypes.values(), "float64"):
+        raise ValueError(f"--explain: DTYPE is {dtype!r}; expected fp32, bf16 or fp16")
+    sizes: list[int] = []
+    for letter, text in zip("MNK", (m, n, k), strict=True):
+        if not text.isdecimal():
+            raise ValueError(f"--explain: {letter} is {text!r}; expected a positive integer")
+        sizes.append(int(text))
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    tokens, outputs, inputs = sizes
+    return [asdict(found) for found in explain_lord(tokens, outputs, inputs, getattr(torch, name), where)]
+
+
+def explanation_text(found: list[dict[str, Any]]) -> str:
+    """`explain_case` for people."""
+    lines = []
+    for one in found:
+        lines += [f"{one['op']} on {one['device']}", f"  table: {one['table']}"]
+        if one["forced"]:
+            lines.append(
+                f"  forced: {one['forced']}" + ("" if one["runs"] else ", which can't run it: such a call raises")
+            )
+        for candidate in one["candidates"]:
+            ratio = "not measured" if candidate["ratio"] is None else f"{candidate['ratio']:.2f} x the bare linear"
+            mark = "->" if candidate["backend"] == one["runs"] else "  "
+            text = ratio if candidate["why_not"] is None else f"can't: {candidate['why_not']}"
+            lines.append(f"  {mark} {candidate['backend']:<10} {text}")
+    return "\n".join(lines)
 
 
 def collect_info() -> dict[str, Any]:
@@ -154,7 +207,7 @@ def _demo_model() -> dict[str, Any]:
 
 
 def _cache() -> dict[str, Any]:
-    from lordfast.diffusion.cache import default_cache_dir
+    from lordfast.files import default_cache_dir
 
     folder = default_cache_dir()
     return {"folder": str(folder), "exists": folder.is_dir()}

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from lordfast.data.atomic import write_atomic
+from lordfast.files import write_atomic
 from lordfast.pixels import Uint8Image, check_image
 
 Crop = Literal["center", "random"]

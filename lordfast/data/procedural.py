@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lordfast.data.atomic import write_atomic
 from lordfast.data.drawing import Array
 from lordfast.data.faces import FaceAttributes, FaceIdentity, draw_face, draw_identity, face_caption
 from lordfast.data.images import Uint8Image, save_png
 from lordfast.data.landscapes import LandscapeAttributes, Scene, draw_landscape, draw_scene, landscape_caption
+from lordfast.files import write_atomic
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lordfast.diffusion.model import LatentDiffusion, Text
+from lordfast.files import default_cache_dir
 from lordfast.pixels import to_tensor
 
 logger = logging.getLogger(__name__)
@@ -32,13 +33,6 @@ def content_key(*parts: object) -> str:
             digest.update(repr(part).encode())
         digest.update(b"\0")
     return digest.hexdigest()
-
-
-def default_cache_dir() -> Path:
-    """``$LORDFAST_CACHE``, else ``lordfast`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if "LORDFAST_CACHE" in os.environ:
-        return Path(os.environ["LORDFAST_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lordfast"
 
 
 class TensorCache:

@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from lordfast.data.atomic import write_atomic
 from lordfast.diffusion import load_model
 from lordfast.evaluation.config import EvaluateConfig, check_request
 from lordfast.evaluation.inputs import ImageFolder, open_folder
 from lordfast.evaluation.parts import Part, PartResult, plan_detection, plan_distribution, plan_pairs
 from lordfast.evaluation.table import to_markdown
+from lordfast.files import write_atomic
 from lordfast.training.config import check_choices
 from lordfast.training.interrupt import Interrupted
 from lordfast.training.run import RunFolder

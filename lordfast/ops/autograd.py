@@ -45,3 +45,51 @@ class LordFunction(torch.autograd.Function):
         needs = list(ctx.needs_input_grad[:10])
         grads = iter(schema.lord_backward(grad_y, grad_logit, *ctx.saved_tensors, *ctx.options, needs, ctx.backend))
         return (*(next(grads) if wanted else None for wanted in needs), None, None, None, None)
+
+
+class LordQkvFunction(torch.autograd.Function):
+    """(x, nine tensors for each of q, k, v, the options) -> (three y, three gate_logit, three u).
+
+    The gradients are three lord_backward operations: each reads its own dY, and only dx has something to share.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        """Run the opaque forward operation."""
+        y, gate_logit, u = schema.lord_qkv_forward(x, *schema.by_role(rest[:27]), *rest[27:])
+        return (*y, *gate_logit, *u)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the backward pass needs."""
+        ctx.mark_non_differentiable(*output[6:])
+        ctx.set_materialize_grads(False)
+        # weight and A of each projection: only their gradients read x.
+        x_is_read = any(ctx.needs_input_grad[1 + 9 * p + i] for p in range(3) for i in (0, 2))
+        ctx.save_for_backward(inputs[0] if x_is_read else None, *output[3:], *inputs[1:28])
+        ctx.options = (*inputs[28:31], inputs[0].dtype)
+        ctx.backend = inputs[31]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        """Run the opaque backward operation of each projection that got a gradient; dx is their sum."""
+        x, *saved = ctx.saved_tensors
+        dx: Tensor | None = None
+        parameters: list[Tensor | None] = []
+        for p in range(3):
+            wanted = list(ctx.needs_input_grad[1 + 9 * p : 10 + 9 * p])
+            needs = [ctx.needs_input_grad[0], *wanted]
+            grad_y, grad_logit = grads[p], grads[3 + p]
+            if (grad_y is None and grad_logit is None) or not any(needs):
+                parameters += [None] * 9
+                continue
+            gate_logit, u, own = saved[p], saved[3 + p], saved[6 + 9 * p : 15 + 9 * p]
+            out = iter(
+                schema.lord_backward(grad_y, grad_logit, x, gate_logit, u, *own, *ctx.options, needs, ctx.backend)
+            )
+            if needs[0]:
+                one = next(out)
+                dx = one if dx is None else dx + one
+            parameters += [next(out) if needed else None for needed in wanted]
+        return (dx, *parameters, None, None, None, None)

@@ -1,4 +1,4 @@
-"""Which backend runs an operation: forced by argument, context or environment, else the first that takes the case."""
+"""Which backend runs an operation: forced by argument, context or environment, else the best measured that takes it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from functools import cache
 from typing import Any
 
 from .backends import Backend, load_backends
+from .backends._base import first_tensor
+from .choice import case_of, device_key, nearest_row
 
 ENV_VARIABLE = "LORDFAST_BACKEND"
 BACKENDS: dict[str, Backend] = load_backends()
@@ -61,7 +63,7 @@ def forced_backend(backend: str | None) -> str:
 
 
 def run(op: str, backend: str, *args: Any) -> Any:
-    """Run `op` on the backend forced by `backend`, else by the environment, else on the first that takes it."""
+    """Run `op` on the backend forced by `backend`, else by the environment, else on the best that takes the case."""
     if backend:
         return _run_forced(op, backend, f"backend={backend!r}", args)
     backend = os.environ.get(ENV_VARIABLE, "")
@@ -69,31 +71,45 @@ def run(op: str, backend: str, *args: Any) -> Any:
         check_backend_name(f"the environment variable {ENV_VARIABLE}", backend)
         return _run_forced(op, backend, f"{ENV_VARIABLE}={backend}", args)
     refused: list[tuple[str, str]] = []
-    for candidate in _candidates(op):
-        kernel = candidate.kernels[op]
-        why = candidate.missing() or kernel.refuses(*args)
+    for candidate in candidates(op, args):
+        why = why_not(candidate, op, args)
         if why is None:
             for name, reason in refused:
                 _say_once(op, name, reason, candidate.name)
-            return kernel.run(*args)
+            return candidate.kernels[op].run(*args)
         refused.append((candidate.name, why))
     raise ValueError(f"no backend can run {op}: " + "; ".join(f"{name}: {why}" for name, why in refused))
 
 
-def _run_forced(op: str, name: str, how: str, args: tuple[Any, ...]) -> Any:
-    backend = BACKENDS[name]
-    kernel = backend.kernels.get(op)
-    why = backend.missing()
-    if why is None:
-        why = f"it has no kernel for {op}" if kernel is None else kernel.refuses(*args)
-    if why is not None or kernel is None:
-        raise ValueError(f"{how} was forced but can't run {op} here: {why}; expected a backend that takes this case")
-    return kernel.run(*args)
+def candidates(op: str, args: tuple[Any, ...]) -> tuple[Backend, ...]:
+    """The backends that are tried for these arguments, in order: the fastest measured first, then by priority."""
+    device = first_tensor(args).device
+    row = nearest_row(device_key(device), case_of(op, args))
+    return _ordered(op, device.type, () if row is None else row.fastest)
 
 
 @cache
-def _candidates(op: str) -> tuple[Backend, ...]:
-    return tuple(backend for backend in BACKENDS.values() if op in backend.kernels)
+def _ordered(op: str, device: str, fastest: tuple[str, ...]) -> tuple[Backend, ...]:
+    able = [b for b in BACKENDS.values() if op in b.kernels and (b.devices is None or device in b.devices)]
+    # A stable sort: what was not measured stays in the order of the priorities, behind what was.
+    return tuple(sorted(able, key=lambda b: fastest.index(b.name) if b.name in fastest else len(fastest)))
+
+
+def why_not(backend: Backend, op: str, args: tuple[Any, ...]) -> str | None:
+    """Why a backend can't run `op` on these arguments, None if it can."""
+    why = backend.missing()
+    if why is not None:
+        return why
+    kernel = backend.kernels.get(op)
+    return f"it has no kernel for {op}" if kernel is None else kernel.refuses(*args)
+
+
+def _run_forced(op: str, name: str, how: str, args: tuple[Any, ...]) -> Any:
+    backend = BACKENDS[name]
+    why = why_not(backend, op, args)
+    if why is not None:
+        raise ValueError(f"{how} was forced but can't run {op} here: {why}; expected a backend that takes this case")
+    return backend.kernels[op].run(*args)
 
 
 def _say_once(op: str, name: str, why: str, instead: str) -> None:

@@ -24,6 +24,11 @@ _library.define(
     "ScalarType dtype, bool[] needs, str backend) -> Tensor[]"
 )
 _library.define(
+    "lord_qkv_forward(Tensor x, Tensor[] weight, Tensor[] bias, Tensor[] lord_A, Tensor[] lord_B, Tensor[] lord_B_adv, "
+    "Tensor[] w1, Tensor[] b1, Tensor[] w2, Tensor[] b2, float scaling, bool per_sample, str activation, str backend) "
+    "-> (Tensor[] y, Tensor[] gate_logit, Tensor[] u)"
+)
+_library.define(
     "pgd_step(Tensor x_adv, Tensor x_orig, Tensor grad, Tensor(a!) out, float step_size, float eps, float low, "
     "float high, str norm, int direction, str backend) -> ()"
 )
@@ -42,6 +47,10 @@ def _lord_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _outside_autocast("lord_forward", x.device.type, (x, *rest))
 
 
+def _lord_qkv_forward(x: Tensor, *rest: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    return _outside_autocast("lord_qkv_forward", x.device.type, (x, *rest))
+
+
 def _lord_backward(
     grad_y: Tensor | None, grad_logit: Tensor | None, x: Tensor | None, gate_logit: Tensor, *rest: Any
 ) -> list[Tensor]:
@@ -57,6 +66,7 @@ def _pgd_step(x_adv: Tensor, x_orig: Tensor, grad: Tensor, out: Tensor, *rest: A
 
 
 _library.impl("lord_forward", _lord_forward, "CompositeExplicitAutograd")
+_library.impl("lord_qkv_forward", _lord_qkv_forward, "CompositeExplicitAutograd")
 _library.impl("lord_backward", _lord_backward, "CompositeExplicitAutograd")
 _library.impl("pgd_step", _pgd_step, "CompositeExplicitAutograd")
 
@@ -83,6 +93,19 @@ def _lord_forward_fake(
     y = x.new_empty((*lead, lord_B.shape[0]))
     gate_logit = x.new_empty(lead[:1] if per_sample else lead, dtype=dtype)
     return y, gate_logit, x.new_empty((*lead, lord_A.shape[0]), dtype=dtype)
+
+
+@torch.library.register_fake("lordfast::lord_qkv_forward", lib=_library)
+def _lord_qkv_forward_fake(
+    x: Tensor, weight: list[Tensor], bias: list[Tensor], *rest: Any
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    *lists, scaling, per_sample, activation, backend = rest
+    calls = [
+        _lord_forward_fake(x, None, None, *(t[p] for t in lists), scaling, per_sample, activation, backend)
+        for p in range(3)
+    ]
+    y, gate_logit, u = map(list, zip(*calls, strict=True))
+    return y, gate_logit, u
 
 
 @torch.library.register_fake("lordfast::lord_backward", lib=_library)
@@ -121,5 +144,12 @@ def _pgd_step_fake(x_adv: Tensor, *rest: Any) -> None:
 
 
 lord_forward = torch.ops.lordfast.lord_forward.default
+lord_qkv_forward = torch.ops.lordfast.lord_qkv_forward.default
 lord_backward = torch.ops.lordfast.lord_backward.default
 pgd_step = torch.ops.lordfast.pgd_step.default
+
+
+def by_role(tensors: tuple[Tensor | None, ...]) -> list[list[Tensor | None]]:
+    """Projection after projection, nine tensors each, as lists by role; a role that is None everywhere is empty."""
+    roles = [list(tensors[i::9]) for i in range(9)]
+    return [[] if role[0] is None else role for role in roles]

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from lordfast.data.atomic import write_atomic
+from lordfast.files import write_atomic
 
 C = TypeVar("C", bound="RunConfig")
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from lordfast.data.atomic import write_atomic
+from lordfast.files import write_atomic
 from lordfast.training.config import RunConfig, differences, read_yaml, to_dict, write_yaml
 
 # Config fields whose folders are searched for images.

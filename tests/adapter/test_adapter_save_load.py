@@ -13,6 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 import lordfast
+from lordfast import files
 from lordfast.adapter import save_load
 
 
@@ -172,11 +173,10 @@ def test_an_interrupted_save_leaves_the_old_file(
     file = lordfast.save_lord(lord_unet, tmp_path)
     old = file.read_bytes()
 
-    def half(tensors: object, path: str, metadata: object) -> None:
-        Path(path).write_bytes(old[:50])
+    def full(source: object, target: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(save_load, "save_file", half)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="disk full"):
         lordfast.save_lord(lord_unet, tmp_path)
     assert file.read_bytes() == old

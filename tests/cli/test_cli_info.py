@@ -120,3 +120,31 @@ def test_cuda_devices_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = info.collect_info()["cuda"]
     assert found["devices"] == [{"name": "NVIDIA H200", "capability": "9.0", "memory_gib": 140.0}] * 2
     assert "NVIDIA H200" in info.to_text({"cuda": found})
+
+
+def test_explain_names_the_backend_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    from lordfast.ops.explain import explain_lord
+
+    expected = explain_lord(64, 32, 16, torch.bfloat16, torch.device("cpu"))
+    assert main(["info", "--explain", "64", "32", "16", "bf16", "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["op"] for one in found] == ["lord_forward", "lord_backward"]
+    assert [one["runs"] for one in found] == [one.runs for one in expected]
+    assert main(["info", "--explain", "64", "32", "16", "bf16", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert f"-> {expected[0].runs}" in printed and expected[0].device in printed
+    assert "can't: " in printed  # some backend is not for this machine, and it says why
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["64", "x", "16", "bf16"], "N is 'x'; expected a positive integer"),
+        (["0", "32", "16", "bf16"], "M is 0; expected 1 or more"),
+        (["64", "32", "16", "int8"], "DTYPE is 'int8'; expected fp32, bf16 or fp16"),
+    ],
+    ids=["not a number", "zero", "dtype"],
+)
+def test_explain_refuses(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--explain", *words]) == 2
+    assert message in capsys.readouterr().err

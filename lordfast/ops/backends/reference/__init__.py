@@ -4,6 +4,7 @@ Imported by `lordfast.ops.backends` only; imports torch.
 """
 
 from .._base import Backend, Kernel
+from .._compose import qkv_of
 from .lord import lord_backward, lord_forward
 from .pgd import pgd_step
 
@@ -13,6 +14,7 @@ BACKEND = Backend(
     missing=lambda: None,
     kernels={
         "lord_forward": Kernel(lord_forward),
+        "lord_qkv_forward": qkv_of(Kernel(lord_forward)),
         "lord_backward": Kernel(lord_backward),
         "pgd_step": Kernel(pgd_step),
     },

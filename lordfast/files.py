@@ -1,4 +1,7 @@
-"""Files that are either complete or absent, even when a run is interrupted in the middle of a write."""
+"""Files that are either complete or absent, even when a run is interrupted in the middle of a write; the cache folder.
+
+Stands below everything, so that all may use it.
+"""
 
 from __future__ import annotations
 
@@ -23,3 +26,10 @@ def write_atomic(path: str | Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def default_cache_dir() -> Path:
+    """``$LORDFAST_CACHE``, else ``lordfast`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if "LORDFAST_CACHE" in os.environ:
+        return Path(os.environ["LORDFAST_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lordfast"
