@@ -22,7 +22,8 @@ using namespace lordfast;
 class Array {
   public:
     Array(int64_t count, int itemsize, int64_t offset = 0)
-        : bytes_(count * itemsize), memory_(static_cast<char*>(std::malloc(bytes_ + offset * itemsize + 1))),
+        : bytes_(count * itemsize),
+          memory_(static_cast<char*>(std::malloc(bytes_ + offset * itemsize + 1))),
           start_(nullptr) {
         // The odd byte keeps malloc(0) from being null; the array ends right before it.
         memory_ = static_cast<char*>(std::realloc(memory_, bytes_ + offset * itemsize + (bytes_ == 0)));
@@ -35,14 +36,16 @@ class Array {
     Array& draw(DType dtype) {
         for (int64_t i = 0; i < bytes_ / itemsize(dtype); ++i) {
             const float v = static_cast<float>(std::rand()) / static_cast<float>(RAND_MAX) - 0.5f;
-            cuda::with_type(dtype, [&](auto* type) { cuda::from_float(reinterpret_cast<decltype(type)>(start_)[i], v); });
+            cuda::with_type(dtype,
+                            [&](auto* type) { cuda::from_float(reinterpret_cast<decltype(type)>(start_)[i], v); });
         }
         return *this;
     }
     void expect_numbers(DType dtype, const char* name) const {
         for (int64_t i = 0; i < bytes_ / itemsize(dtype); ++i) {
             float v = 0;
-            cuda::with_type(dtype, [&](auto* type) { v = cuda::to_float(reinterpret_cast<decltype(type)>(start_)[i]); });
+            cuda::with_type(dtype,
+                            [&](auto* type) { v = cuda::to_float(reinterpret_cast<decltype(type)>(start_)[i]); });
             if (v != v) throw std::runtime_error(std::string(name) + "[" + std::to_string(i) + "] was not written");
         }
     }
@@ -63,8 +66,8 @@ void lord(std::istream& line) {
     int64_t m, k, n, batch, offset;
     int rank, hidden, dtype, activation;
     line >> m >> k >> n >> rank >> hidden >> batch >> dtype >> activation >> offset;
-    const cuda::LordShape shape{m, k, n, rank, hidden, batch, dtype_of(dtype),
-                                static_cast<cuda::Activation>(activation), 2.0f};
+    const cuda::LordShape shape{
+        m, k, n, rank, hidden, batch, dtype_of(dtype), static_cast<cuda::Activation>(activation), 2.0f};
     constexpr DType f32 = DType::float32;
     const int size = itemsize(shape.dtype);
     Array x(m * k, size, offset), y(m * n, size, offset), u(m * rank, 4), logit(shape.lambdas(), 4);
@@ -81,9 +84,9 @@ void lord(std::istream& line) {
     grad_y.draw(shape.dtype), grad_logit.draw(f32);
     Array da(rank * k, 4), db(n * rank, 4), db_adv(n * rank, 4), dw1(hidden * n, 4), db1(hidden, 4), dw2(hidden, 4),
         db2(1, 4);
-    cuda::LordBackward call{grad_y.get(), grad_logit.as(), x.get(),  logit.as(), u.as(),   x_grad.get(),
-                            false,        da.as(),         db.as(),  db_adv.as(), dw1.as(), db1.as(),
-                            dw2.as(),     db2.as(),        nullptr};
+    cuda::LordBackward call{grad_y.get(), grad_logit.as(), x.get(),  logit.as(), u.as(),
+                            x_grad.get(), false,           da.as(),  db.as(),    db_adv.as(),
+                            dw1.as(),     db1.as(),        dw2.as(), db2.as(),   nullptr};
     Array workspace(cuda::lord_backward_workspace(shape, call), 1);
     call.workspace = workspace.get();
     cuda::lord_backward(shape, p, call, {0, 0});
