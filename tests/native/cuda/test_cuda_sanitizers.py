@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 
@@ -18,8 +19,6 @@ PLANTED = {
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_planted_mistakes_are_found(sanitized, what):
-    import re
-
     done = sanitized(f"plant {what}\n")
     assert done.returncode != 0 and re.search(PLANTED[what], done.stdout + done.stderr), done.stdout + done.stderr
 
@@ -60,17 +59,15 @@ LORD = [  # m, k, n, rank, hidden, batch
     (6, 64, 32, 4, 16, 2),
     (17, 65, 130, 8, 9, 0),
     (33, 320, 64, 4, 64, 0),
-    (130, 40, 72, 5, 65, 2),
+    (70, 40, 72, 5, 65, 2),
     (9, 515, 24, 17, 2, 3),
-    (4, 24, 530, 64, 3, 0),
+    (4, 24, 72, 64, 3, 0),
 ]
 
 
 @pytest.mark.parametrize("dtype", range(3))
 def test_lord(sanitized, dtype):
-    lines = [
-        f"lord {' '.join(map(str, sizes))} {dtype} {(i + dtype) % 3} {offset}"
-        for i, sizes in enumerate(LORD)
-        for offset in (0, 1)
-    ]
+    # With every other case's arrays off a 16-byte boundary: in another dtype it is the others'.
+    cases = [(" ".join(map(str, sizes)), i + dtype) for i, sizes in enumerate(LORD)]
+    lines = [f"lord {sizes} {dtype} {i % 3} {i % 2}" for sizes, i in cases]
     check(sanitized, lines)
