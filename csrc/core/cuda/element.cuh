@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "core/cuda/ceil_div.h"
 #include "core/dtype.h"
 
 namespace lordfast::cuda {
@@ -27,8 +28,6 @@ template <class T>
 struct alignas(16) Pack {
     T element[kPack<T>];
 };
-
-__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 __host__ __device__ inline bool on_16_bytes(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 

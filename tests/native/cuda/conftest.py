@@ -24,7 +24,8 @@ from lordfast.ops.backends.native import cuda_build, cuda_lord, cuda_pgd
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-KERNELS = sorted(path for path in (ROOT / "csrc/core/cuda").glob("*.cu") if path.name != "runtime.cu")
+KERNELS = sorted((ROOT / "csrc/core/cuda").glob("*.cu"))
+CORE = [*KERNELS, ROOT / "csrc/core/cuda/lord.cpp"]
 SHIM = HERE / "host_shim"
 
 
@@ -72,7 +73,7 @@ def host_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import pybind11
 
     compiler = Compiler(tmp_path_factory.mktemp("cuda_on_host"))
-    kernels = compiler.objects([*KERNELS, SHIM / "fibres.cpp", SHIM / "planted.cpp"], "-O1")
+    kernels = compiler.objects([*CORE, SHIM / "fibres.cpp", SHIM / "planted.cpp"], "-O1")
     library = compiler.folder / "libkernels.so"
     compiler.run("-shared", *kernels, "-o", library)
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
@@ -116,7 +117,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], subpr
     compiler = Compiler(tmp_path_factory.mktemp("cuda_sanitized"))
     flags = ("-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     program = compiler.folder / "check"
-    made = compiler.objects([*KERNELS, SHIM / "fibres.cpp", SHIM / "check.cpp"], *flags)
+    made = compiler.objects([*CORE, SHIM / "fibres.cpp", SHIM / "check.cpp"], *flags)
     compiler.run(*flags, *made, "-o", program)
 
     def run(lines: str) -> subprocess.CompletedProcess:

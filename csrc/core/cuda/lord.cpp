@@ -6,7 +6,7 @@
 // backward 42 MB (dY; dx read and written; x), 10 MB more for the second reading of dY; 7.3 and 10 us at 4.3 TB/s on
 // top of the base layer's own products, which a fused kernel would not pay. That kernel keeps y in registers and needs
 // the tensor cores for x W^T as well: it competes with the vendor's library, this does not.
-#include "core/cuda/element.cuh"
+#include "core/cuda/ceil_div.h"
 #include "core/cuda/launch.h"
 #include "core/cuda/lord_kernels.h"
 
