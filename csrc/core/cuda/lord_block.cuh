@@ -74,14 +74,18 @@ __device__ inline void read_placed(const float* row, int run, int column, float 
 // Four more floats a row: rows start in different banks, and on 16 bytes still.
 __host__ __device__ constexpr int padded(int depth) { return depth + 4; }
 
-// Columns c0 .. of a thin matrix, kDepth of its depth from k0 on, placed for packs of kSize; zeros outside it.
+// Columns c0 .. of a thin matrix, up to kDepth of its depth from k0 on, in whole runs of packs of kSize, placed; zeros
+// outside the matrix.
 template <int kSize, int kColumns, int kDepth>
 __device__ inline void stage_thin(const ThinMatrix& thin, int c0, int64_t k0, int64_t depth,
                                   float (&tile)[kColumns][padded(kDepth)]) {
+    constexpr int run = kGroup * kSize;
+    const int extent = static_cast<int>(min(int64_t{kDepth}, ceil_div(depth - k0, run) * run));
     for (int i = threadIdx.x; i < kColumns * kDepth; i += kThreads) {
         // Along what is contiguous in memory.
         const bool deep = thin.depth_stride == 1;
         const int c = deep ? i / kDepth : i % kColumns, k = deep ? i % kDepth : i / kColumns;
+        if (k >= extent) continue;
         float value = 0.0f;
         if (c0 + c < thin.columns && k0 + k < depth) {
             const bool in_first = c0 + c < thin.split;
@@ -98,7 +102,9 @@ __device__ inline float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
 __device__ inline float thin_row(const ThinRows& thin, int64_t row, int c) {
     const bool in_first = c < thin.split;
     const float value = thin.rows[row * thin.split + (in_first ? c : c - thin.split)];
-    return in_first ? value : sigmoid(thin.logit[row / thin.tokens]) * value;
+    if (in_first) return value;
+    // The division takes longer than all the rest; most gates are per token.
+    return sigmoid(thin.logit[thin.tokens == 1 ? row : row / thin.tokens]) * value;
 }
 
 }  // namespace

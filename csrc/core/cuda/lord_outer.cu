@@ -92,19 +92,26 @@ __device__ float* gate_sum_at(const GateSums& sums, int64_t o) {
     return sums.b2;
 }
 
+// A warp's lanes take 32 sums, the warps the blocks' parts in turn.
 __device__ void gate_sums_block(const GateSums& sums, int64_t block) {
+    __shared__ double of_warp[kWarps][32];
     const GatePartials& partials = sums.partials;
-    const int64_t o = block * kThreads + threadIdx.x;
-    if (o >= partials.count()) return;
-    float* to = gate_sum_at(sums, o);
-    if (to == nullptr) return;
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int64_t o = block * 32 + lane;
+    float* to = o < partials.count() ? gate_sum_at(sums, o) : nullptr;
     double total = 0.0;
-    for (int64_t b = 0; b < partials.blocks; ++b) total += partials.values[b * partials.count() + o];
+    for (int64_t b = warp; to != nullptr && b < partials.blocks; b += kWarps) {
+        total += partials.values[b * partials.count() + o];
+    }
+    of_warp[warp][lane] = total;
+    __syncthreads();
+    if (warp != 0 || to == nullptr) return;
+    for (int w = 1; w < kWarps; ++w) total += of_warp[w][lane];
     *to = static_cast<float>(total);
 }
 
 int64_t gate_sums_blocks(const GateSums& sums) {
-    return sums.partials.values == nullptr ? 0 : ceil_div(sums.partials.count(), kThreads);
+    return sums.partials.values == nullptr ? 0 : ceil_div(sums.partials.count(), 32);
 }
 
 struct OuterPair {

@@ -10,6 +10,7 @@ namespace {
 
 __device__ inline float add_splits(const float* partials, int64_t splits, int64_t stride, int64_t at) {
     float sum = 0.0f;
+#pragma unroll 8  // loads in flight
     for (int64_t s = 0; s < splits; ++s) sum += partials[s * stride + at];
     return sum;
 }
@@ -27,6 +28,7 @@ __device__ void reduce_b(const Reduce& call, int64_t o) {
     const int64_t n = o % call.n;
     const int j = static_cast<int>(o / call.n);
     float through_gate = 0.0f;
+#pragma unroll 8
     for (int h = 0; h < call.hidden; ++h) through_gate += call.w1[h * call.n + n] * call.dp[h * call.rank + j];
     call.b[n * call.rank + j] = call.scaling * (columns_of(call, j, n) + through_gate);
 }

@@ -5,7 +5,7 @@
 // 16-byte accesses, one of each of the three arrays in flight a thread; nothing else matters. Elements before the first
 // 16-byte boundary and behind the last go one at a time, all of them where the arrays' offsets to a boundary differ.
 //
-// l2: grad; then all three inputs; then all three inputs and out: 8 accesses an element, 25 us for that batch if
+// l2: grad; then all three inputs; then all three inputs and out: 8 accesses an element, 23 us for that batch if
 // nothing were left in L2 (it mostly is: it holds the batch). Three launches, since a norm needs its whole sample. The
 // order of addition is the CPU's, 16 double lanes in a chunk of 4096: a block stages a chunk in shared memory with wide
 // loads and 16 of its threads add. That leaves most threads idle while they do, a few microseconds a chunk with several

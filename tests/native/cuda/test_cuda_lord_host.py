@@ -96,7 +96,7 @@ def test_every_depth_and_width(on_host, new_case, outcome, k, dtype):
 @GRANULARITIES
 def test_rows_enough_for_every_loop(on_host, new_case, outcome, granularity):
     """Several tiles of rows for a block of each kernel, several splits; a thread of a sample's sum takes several."""
-    assert_right(new_case((2, 1500), 24, 16, 4, 8, granularity=granularity), outcome)
+    assert_right(new_case((2, 4200), 8, 8, 4, 3, granularity=granularity), outcome)
 
 
 @DTYPES
