@@ -27,7 +27,7 @@ struct Fp16 {
     uint16_t bits;
 };
 
-constexpr size_t kLanes = kPgdLanes;
+constexpr size_t kLanes = 16;
 
 // A run of up to kLanes elements in a buffer of kLanes, the rest zero. Lets a tail take the same path as the body:
 // zeros add nothing to a sum, and what they give otherwise is not copied back.

@@ -6,12 +6,10 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -27,20 +25,6 @@ ROOT = HERE.parents[2]
 KERNELS = sorted((ROOT / "csrc/core/cuda").glob("*.cu"))
 CORE = [*KERNELS, ROOT / "csrc/core/cuda/lord.cpp"]
 SHIM = HERE / "host_shim"
-
-
-def _load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-# The fixtures with which tests/ops measures errors.
-_ops_conftest = _load("ops_conftest", ROOT / "tests/ops/conftest.py")
-make_case, outcome, case_of = _ops_conftest.make_case, _ops_conftest.outcome, _ops_conftest.case_of
 
 
 class Compiler:
@@ -81,7 +65,11 @@ def host_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
     module = compiler.folder / "cuda_on_host.so"
     made = compiler.objects(bindings, "-O0", "-fvisibility=hidden", *includes)
     compiler.run("-shared", *made, library, f"-Wl,-rpath,{compiler.folder}", "-o", module)
-    return _load("cuda_on_host", module)
+    spec = importlib.util.spec_from_file_location("cuda_on_host", module)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 class _Both:
