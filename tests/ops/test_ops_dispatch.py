@@ -68,7 +68,9 @@ def test_a_refusal_falls_back_and_is_logged_once(make_case, extra, caplog):
     assert extra.calls == []
     assert torch.equal(results[0][0], case.fused(backend="reference")[0])
     expected = "lord_forward: backend extra can't run this (it only runs on Sundays); using reference"
-    assert [record.getMessage() for record in caplog.records] == [expected]
+    # In float64, which the native backend refuses as well.
+    assert [text for text in map(logging.LogRecord.getMessage, caplog.records) if "extra" in text] == [expected]
+    assert len(caplog.records) == 2
 
 
 def test_a_missing_backend_falls_back_and_is_logged_once(make_case, extra, caplog):
@@ -77,7 +79,7 @@ def test_a_missing_backend_falls_back_and_is_logged_once(make_case, extra, caplo
         make_case().fused()
         make_case().fused()
     assert extra.calls == []
-    assert len(caplog.records) == 1 and "no such device" in caplog.text
+    assert caplog.text.count("no such device") == 1
 
 
 def test_forced_backends_raise(make_case, extra):

@@ -5,6 +5,7 @@
 
 #include "core/cpu/parallel.h"
 #include "core/cpu/pgd_step_kernels.h"
+#include "core/pgd_scale.h"
 
 namespace lordfast {
 namespace {
@@ -56,21 +57,6 @@ void step_linf(const PgdStep& s, const PgdKernels& kernel, int threads) {
     });
 }
 
-L2Params l2_params(const PgdStep& s, double grad_norm) {
-    L2Params params{1.0f, 0.0f, grad_norm > 0.0 && std::isfinite(grad_norm), s.low, s.high};
-    if (params.moves) {
-        // Exact powers of two; outside these bounds step_size / norm could overflow or lose its bits in fp32.
-        if (grad_norm < 0x1p-60) params.prescale = 0x1p80f;
-        if (grad_norm > 0x1p60) params.prescale = 0x1p-80f;
-        params.scale = static_cast<float>(s.direction * s.step_size / (grad_norm * params.prescale));
-    }
-    return params;
-}
-
-// shrink = min(1, eps / dist). A NaN distance gives NaN: a sample with a NaN in it must not pass for one inside its
-// ball.
-float l2_shrink(double dist, float eps) { return dist <= eps ? 1.0f : static_cast<float>(eps / dist); }
-
 // Calls kernel(element, count) for chunks [begin, end) of a sample.
 template <class Kernel>
 void each_chunk(int64_t numel, int64_t begin, int64_t end, const Kernel& kernel) {
@@ -94,7 +80,7 @@ void step_l2_sample(const PgdStep& s, const PgdKernels& kernel, const View& samp
             partial[c] = kernel.l2_grad(sample.from(first).grad, n);
         });
     });
-    const L2Params params = l2_params(s, ordered_norm());
+    const L2Params params = l2_params(ordered_norm(), s.direction * s.step_size, s.low, s.high);
     parallel_runs(chunks, threads, [&](int64_t begin, int64_t end) {
         each_chunk(s.numel, begin, end, [&](int64_t c, int64_t first, size_t n) {
             const View v = sample.from(first);

@@ -11,7 +11,8 @@ from .._base import Kernel
 from .dtypes import DTYPES
 
 
-def _refuses(x_adv: Tensor, x_orig: Tensor, grad: Tensor, out: Tensor, *numbers: object) -> str | None:
+def refuses(x_adv: Tensor, x_orig: Tensor, grad: Tensor, out: Tensor, *numbers: object) -> str | None:
+    """Why the step can't be taken, on whatever device; None if it can."""
     if x_adv.dtype not in DTYPES:
         return f"it steps float32, bfloat16 and float16 only, these are {x_adv.dtype}"
     if not out.is_contiguous():
@@ -63,4 +64,4 @@ def _overlap(t: Tensor, out: Tensor) -> bool:
     return t.is_contiguous() and abs(t.data_ptr() - out.data_ptr()) < out.numel() * out.element_size()
 
 
-KERNEL = Kernel(_step, _refuses)
+KERNEL = Kernel(_step, refuses)

@@ -1,8 +1,8 @@
+#include "core/cuda/runtime.h"
+
 #include <cuda_runtime_api.h>
 
 #include <sstream>
-
-#include "core/cuda/runtime.h"
 
 namespace lordfast::cuda {
 namespace {
