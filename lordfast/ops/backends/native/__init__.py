@@ -8,7 +8,7 @@ from __future__ import annotations
 from lordfast.ops import _native
 
 from .._base import Backend, by_device
-from . import cpu_pgd
+from . import cpu_lord, cpu_pgd
 
 
 def _missing() -> str | None:
@@ -19,5 +19,9 @@ BACKEND = Backend(
     name="native",
     priority=10,
     missing=_missing,
-    kernels={"pgd_step": by_device(cpu=cpu_pgd.KERNEL)},
+    kernels={
+        "lord_forward": by_device(cpu=cpu_lord.FORWARD),
+        "lord_backward": by_device(cpu=cpu_lord.BACKWARD),
+        "pgd_step": by_device(cpu=cpu_pgd.KERNEL),
+    },
 )

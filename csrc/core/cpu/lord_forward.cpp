@@ -1,0 +1,116 @@
+#include <cstring>
+
+#include "core/cpu/lord_blocks.h"
+
+namespace lordfast {
+namespace {
+
+// One thread's working memory.
+struct Workspace {
+    float *u, *e, *lam, *gate;
+    size_t ldu, lde;
+
+    static size_t bytes(const LordProblem& p) {
+        return Scratch::bytes<float>(kLordBlock * round_up(p.r, kLordGroup)) +
+               Scratch::bytes<float>(kLordBlock * 2 * p.r) + Scratch::bytes<float>(kLordBlock) +
+               Scratch::bytes<float>(p.r * kLordLanes);
+    }
+    void take(const LordProblem& p, Scratch& scratch) {
+        ldu = round_up(p.r, kLordGroup), lde = 2 * p.r;
+        u = scratch.take<float>(kLordBlock * ldu);
+        e = scratch.take<float>(kLordBlock * lde);
+        lam = scratch.take<float>(kLordBlock);
+        gate = scratch.take<float>(p.r * kLordLanes);
+    }
+};
+
+class Forward {
+  public:
+    Forward(const LordProblem& problem, const LordForward& io, Isa isa, int threads)
+        : p_(problem),
+          io_(io),
+          kernels_(lord_kernels(isa)),
+          products_(kernels_.products[static_cast<int>(problem.dtype)]),
+          chunks_(problem.batch * problem.tokens),
+          threads_(useful_threads(problem, chunks_, threads)),
+          scratch_(
+              LordWeights::bytes(problem) + threads_ * (Scratch::bytes<Workspace>(1) + Workspace::bytes(problem)) +
+              (problem.per_sample ? Scratch::bytes<float>(chunks_.rows) + Scratch::bytes<float>(problem.batch) : 0)),
+          weights_(problem, kernels_, scratch_),
+          workspaces_(scratch_.take<Workspace>(threads_)) {
+        for (int t = 0; t < threads_; ++t) workspaces_[t].take(p_, scratch_);
+    }
+
+    void run() {
+        if (p_.per_sample) {
+            run_by_sample();
+            return;
+        }
+        chunks_.each(threads_, [&](int64_t chunk, int64_t t) {
+            Workspace& w = workspaces_[t];
+            chunks_.blocks(chunk, [&](int64_t m, size_t rows) {
+                down(w, m, rows, io_.gate_logit + m);
+                kernels_.sigmoid(io_.gate_logit + m, w.lam, rows);
+                up(w, m, rows);
+            });
+        });
+    }
+
+  private:
+    void run_by_sample() {
+        float* logits = scratch_.take<float>(chunks_.rows);
+        float* lam = scratch_.take<float>(p_.batch);
+        chunks_.each(threads_, [&](int64_t chunk, int64_t t) {
+            chunks_.blocks(chunk, [&](int64_t m, size_t rows) { down(workspaces_[t], m, rows, logits + m); });
+        });
+        for (int64_t s = 0; s < p_.batch; ++s) {
+            double sum = 0.0;
+            for (int64_t m = s * p_.tokens; m < (s + 1) * p_.tokens; ++m) sum += logits[m];
+            // A sample without tokens gets the logit 0 (lambda 1/2), where a mean would be NaN.
+            io_.gate_logit[s] = p_.tokens ? static_cast<float>(sum / static_cast<double>(p_.tokens)) : 0.0f;
+        }
+        kernels_.sigmoid(io_.gate_logit, lam, p_.batch);
+        chunks_.each(threads_, [&](int64_t chunk, int64_t t) {
+            Workspace& w = workspaces_[t];
+            chunks_.blocks(chunk, [&](int64_t m, size_t rows) {
+                for (size_t i = 0; i < rows; ++i) w.lam[i] = lam[(m + static_cast<int64_t>(i)) / p_.tokens];
+                up(w, m, rows);
+            });
+        });
+    }
+
+    // u and the logits of a block.
+    void down(Workspace& w, int64_t m, size_t rows, float* logit) {
+        const char* x = static_cast<const char*>(io_.x) + m * p_.k * itemsize(p_.dtype);
+        products_.project(x, p_.k, rows, p_.k, weights_.a, weights_.lda, p_.r, w.u, w.ldu);
+        for (size_t i = 0; i < rows; ++i) {
+            std::memcpy(io_.u + (m + static_cast<int64_t>(i)) * p_.r, w.u + i * w.ldu, p_.r * sizeof(float));
+        }
+        kernels_.gate[static_cast<int>(p_.activation)](weights_.gate, w.u, w.ldu, rows, w.gate, logit);
+    }
+
+    // y of a block, from u and w.lam.
+    void up(Workspace& w, int64_t m, size_t rows) {
+        mix(io_.u + m * p_.r, w.lam, rows, p_.r, true, true, w.e, w.lde);
+        char* y = static_cast<char*>(io_.y) + m * p_.n * itemsize(p_.dtype);
+        products_.update(y, p_.n, rows, p_.n, w.e, w.lde, weights_.c, weights_.ldc, 2 * p_.r, io_.has_base);
+    }
+
+    const LordProblem& p_;
+    const LordForward& io_;
+    const LordKernels& kernels_;
+    const LordProducts& products_;
+    const Chunks chunks_;
+    const int threads_;
+    Scratch scratch_;
+    const LordWeights weights_;
+    Workspace* const workspaces_;
+};
+
+}  // namespace
+
+void lord_forward(const LordProblem& problem, const LordForward& io, Isa isa, int threads) {
+    Forward(problem, io, isa, threads).run();
+}
+
+}  // namespace lordfast
