@@ -87,6 +87,8 @@ class Backward {
           wants_(problem, io),
           kernels_(lord_kernels(isa)),
           products_(kernels_.products[static_cast<int>(problem.dtype)]),
+          x_row_(problem.k * itemsize(problem.dtype)),
+          y_row_(problem.n * itemsize(problem.dtype)),
           chunks_(problem.batch * problem.tokens),
           threads_(useful_threads(problem, chunks_, threads)),
           slots_(threads_ > 1 ? chunks_.count : 1),
@@ -197,9 +199,15 @@ class Backward {
     void from_y(Workspace& w, Sums& sums, int64_t m, size_t rows, float* du, float* dlam) {
         const size_t r = p_.r;
         const float* u = io_.u + m * p_.r;
-        const char* dy = static_cast<const char*>(io_.grad_y);
-        if (dy != nullptr) dy += m * p_.n * itemsize(p_.dtype);
-        if (wants_.v) products_.project(dy, p_.n, rows, p_.n, weights_.c, weights_.ldc, 2 * r, w.v, ldv_);
+        const char* dy = row_of(io_.grad_y, y_row_, m);
+        if (wants_.v) {
+            const Ahead ahead{p_.per_sample ? nullptr : row_of(io_.da != nullptr ? io_.x : io_.dx, x_row_, m), x_row_,
+                              rows};
+            in_slices(rows, kLordSlice, ahead, [&](size_t i, size_t part) {
+                float* v = w.v + i * ldv_;
+                products_.project(dy + i * y_row_, p_.n, part, p_.n, weights_.c, weights_.ldc, 2 * r, v, ldv_);
+            });
+        }
         for (size_t i = 0; i < rows; ++i) {
             float sum = 0.0f;
             for (size_t j = 0; j < r; ++j) {
@@ -220,17 +228,24 @@ class Backward {
         if (!wants_.dlogit) return;
         for (size_t i = 0; i < rows; ++i) *sums.dlogit += w.dlogit[i];
         if (!wants_.du && !wants_.gate) return;
-        const LordGateGrads grads{io_.u + m * p_.r, w.dlogit, w.gate, wants_.du ? du : nullptr, ldu_, w.lanes};
-        kernels_.gate_backward[static_cast<int>(p_.activation)](weights_.gate, grads, rows);
-        const int64_t offset = m * p_.k * itemsize(p_.dtype);
+        char* dx = row_of(io_.dx, x_row_, m);
+        in_slices(rows, kLordLanes, {io_.has_base ? dx : nullptr, x_row_, rows}, [&](size_t i, size_t part) {
+            const LordGateGrads grads{io_.u + (m + static_cast<int64_t>(i)) * p_.r, w.dlogit + i, w.gate,
+                                      wants_.du ? du + i * ldu_ : nullptr,          ldu_,         w.lanes};
+            kernels_.gate_backward[static_cast<int>(p_.activation)](weights_.gate, grads, part);
+        });
         if (io_.da != nullptr) {
-            const char* x = static_cast<const char*>(io_.x) + offset;
+            const char* x = row_of(io_.x, x_row_, m);
             products_.accumulate(sums.da, weights_.lda, du, ldu_, p_.r, x, p_.k, rows, p_.k);
         }
-        if (io_.dx != nullptr) {
-            char* dx = static_cast<char*>(io_.dx) + offset;
-            products_.update(dx, p_.k, rows, p_.k, du, ldu_, weights_.a, weights_.lda, p_.r, io_.has_base);
-        }
+        if (io_.dx == nullptr) return;
+        const int64_t next = std::min(chunks_.rows, m + kLordBlock);
+        const Ahead ahead{p_.per_sample ? nullptr : row_of(io_.grad_y, y_row_, next), y_row_,
+                          static_cast<size_t>(chunks_.rows - next)};
+        in_slices(rows, kLordSlice, ahead, [&](size_t i, size_t part) {
+            products_.update(dx + i * x_row_, p_.k, part, p_.k, du + i * ldu_, ldu_, weights_.a, weights_.lda, p_.r,
+                             io_.has_base);
+        });
     }
 
     // The sums become the gradients.
@@ -271,6 +286,7 @@ class Backward {
     const Wants wants_;
     const LordKernels& kernels_;
     const LordProducts& products_;
+    const size_t x_row_, y_row_;  // bytes
     const Chunks chunks_;
     const int threads_;
     const int64_t slots_;

@@ -13,6 +13,8 @@ namespace lordfast {
 
 // Rows that are taken through all steps together, so that the second step finds them in the cache.
 constexpr int64_t kLordBlock = 32;
+// Rows between two requests for memory ahead.
+constexpr size_t kLordSlice = 8;
 
 constexpr size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -40,6 +42,38 @@ class Scratch {
     static constexpr size_t kLine = 64;
     char *memory_, *next_;
 };
+
+// Row m of an array whose rows have `row` bytes; null if the array is.
+inline const char* row_of(const void* array, size_t row, int64_t m) {
+    return array == nullptr ? nullptr : static_cast<const char*>(array) + m * static_cast<int64_t>(row);
+}
+inline char* row_of(void* array, size_t row, int64_t m) {
+    return const_cast<char*>(row_of(static_cast<const void*>(array), row, m));
+}
+
+// Rows of an array that a later step reads, asked for while an earlier one computes: the products need so few
+// operations for each byte that a block otherwise waits for memory and computes in turns.
+struct Ahead {
+    const char* data;  // null asks for nothing
+    size_t row, rows;  // bytes of a row, number of rows
+
+    // The `count` rows from `first` on, as far as there are any.
+    void fetch(size_t first, size_t count) const {
+        if (data == nullptr) return;
+        const size_t end = row * std::min(rows, first + count);
+        for (size_t i = row * first; i < end; i += 64) __builtin_prefetch(data + i, 0, 2);
+    }
+};
+
+// body(first, rows) over a block in slices of at most `size`, each time asking for as many rows ahead.
+template <class Body>
+void in_slices(size_t rows, size_t size, const Ahead& ahead, const Body& body) {
+    for (size_t i = 0; i < rows; i += size) {
+        const size_t part = std::min(size, rows - i);
+        ahead.fetch(i, part);
+        body(i, part);
+    }
+}
 
 // The rows in chunks, the unit of a thread's work and of a partial sum.
 struct Chunks {

@@ -31,6 +31,8 @@ class Forward {
           io_(io),
           kernels_(lord_kernels(isa)),
           products_(kernels_.products[static_cast<int>(problem.dtype)]),
+          x_row_(problem.k * itemsize(problem.dtype)),
+          y_row_(problem.n * itemsize(problem.dtype)),
           chunks_(problem.batch * problem.tokens),
           threads_(useful_threads(problem, chunks_, threads)),
           scratch_(
@@ -81,8 +83,13 @@ class Forward {
 
     // u and the logits of a block.
     void down(Workspace& w, int64_t m, size_t rows, float* logit) {
-        const char* x = static_cast<const char*>(io_.x) + m * p_.k * itemsize(p_.dtype);
-        products_.project(x, p_.k, rows, p_.k, weights_.a, weights_.lda, p_.r, w.u, w.ldu);
+        const bool y_is_next = io_.has_base && !p_.per_sample;
+        const char* x = row_of(io_.x, x_row_, m);
+        in_slices(rows, kLordSlice, {y_is_next ? row_of(io_.y, y_row_, m) : nullptr, y_row_, rows},
+                  [&](size_t i, size_t part) {
+                      float* u = w.u + i * w.ldu;
+                      products_.project(x + i * x_row_, p_.k, part, p_.k, weights_.a, weights_.lda, p_.r, u, w.ldu);
+                  });
         for (size_t i = 0; i < rows; ++i) {
             std::memcpy(io_.u + (m + static_cast<int64_t>(i)) * p_.r, w.u + i * w.ldu, p_.r * sizeof(float));
         }
@@ -92,14 +99,22 @@ class Forward {
     // y of a block, from u and w.lam.
     void up(Workspace& w, int64_t m, size_t rows) {
         mix(io_.u + m * p_.r, w.lam, rows, p_.r, true, true, w.e, w.lde);
-        char* y = static_cast<char*>(io_.y) + m * p_.n * itemsize(p_.dtype);
-        products_.update(y, p_.n, rows, p_.n, w.e, w.lde, weights_.c, weights_.ldc, 2 * p_.r, io_.has_base);
+        const int64_t next = std::min(chunks_.rows, m + kLordBlock);
+        const char* ahead = p_.per_sample ? row_of(io_.y, y_row_, next) : row_of(io_.x, x_row_, next);
+        char* y = row_of(io_.y, y_row_, m);
+        in_slices(rows, kLordSlice, {ahead, p_.per_sample ? y_row_ : x_row_, static_cast<size_t>(chunks_.rows - next)},
+                  [&](size_t i, size_t part) {
+                      const float* e = w.e + i * w.lde;
+                      products_.update(y + i * y_row_, p_.n, part, p_.n, e, w.lde, weights_.c, weights_.ldc, 2 * p_.r,
+                                       io_.has_base);
+                  });
     }
 
     const LordProblem& p_;
     const LordForward& io_;
     const LordKernels& kernels_;
     const LordProducts& products_;
+    const size_t x_row_, y_row_;  // bytes
     const Chunks chunks_;
     const int threads_;
     Scratch scratch_;

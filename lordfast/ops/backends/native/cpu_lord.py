@@ -110,9 +110,8 @@ def _backward(
             dx = u.new_empty((*lead, k), dtype=dtype)
     base = _base_gradients(grad_y, x, weight, bias, batch * tokens, needs)
     originals = (lord_A, lord_B, lord_B_adv, w1, b1, w2, b2)
-    small = [torch.empty_like(t, dtype=torch.float32, memory_format=torch.contiguous_format) if wanted else None
-             for t, wanted in zip(originals, needs[3:], strict=True)]
     parameters = [_fp32(t) for t in originals]
+    small = [torch.empty_like(p) if wanted else None for p, wanted in zip(parameters, needs[3:], strict=True)]
     _native.C.cpu_lord_backward(
         _address(grad_y),
         _address(grad_logit),
