@@ -34,7 +34,10 @@ def test_opcheck_lord(make_case, backend, lead, granularity, dtype, base):
     needs = [t is not None for t in case.tensors]
     x, *rest = args[:-1]
     opcheck(schema.lord_backward, (y, logit, x, logit, u, *rest, dtype, needs, backend.name))
-    opcheck(schema.lord_backward, (None, logit, None, logit, u, *rest, dtype, [n in (0, 4) for n in range(10)], backend.name))
+    opcheck(
+        schema.lord_backward,
+        (None, logit, None, logit, u, *rest, dtype, [n in (0, 4) for n in range(10)], backend.name),
+    )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

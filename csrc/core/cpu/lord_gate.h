@@ -65,8 +65,9 @@ struct Silu {
     using Vec = typename S::Vec;
     static Vec value(Vec z) { return S::mul(z, logistic<S>(z)); }
     static Vec both(Vec z, Vec& slope) {
-        const Vec s = logistic<S>(z), one = S::set(1.0f);
-        slope = S::mul(s, S::fma(z, S::sub(one, s), one));
+        // 1 - s as e^-z s: where s is near 1 the difference would have lost its digits, and z multiplies it.
+        const Vec one = S::set(1.0f), e = exp<S>(S::sub(S::zero(), z)), s = S::div(one, S::add(one, e));
+        slope = S::mul(s, S::fma(z, S::mul(e, s), one));
         return S::mul(z, s);
     }
 };
