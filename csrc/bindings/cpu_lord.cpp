@@ -56,14 +56,15 @@ LordProblem parse_problem(const py::tuple& sizes_, const py::tuple& weights_, co
     for (size_t i = 0; i < 6; ++i) {
         const int64_t least = i < 3 ? 0 : 1;
         require(sizes[i] >= least, names[i], sizes[i], least == 0 ? "0 or more" : "1 or more");
-        // So that no product of three of them, padded, overflows.
-        require(sizes[i] <= int64_t{1} << 31, names[i], sizes[i], "at most 2^31");
+        // So that no size in bytes overflows.
+        const int64_t most = int64_t{1} << (i < 2 ? 40 : 24);
+        require(sizes[i] <= most, names[i], sizes[i], i < 2 ? "at most 2^40" : "at most 2^24");
     }
     LordProblem p{};
     p.batch = sizes[0], p.tokens = sizes[1], p.k = sizes[2], p.n = sizes[3], p.r = sizes[4], p.h = sizes[5];
     const int64_t widest = std::max({p.k, p.n, p.r, p.h}) + 16;
-    require(p.batch == 0 || p.tokens <= (int64_t{1} << 58) / p.batch / widest, "tokens", p.tokens,
-            "a number that, times batch and the widest row, is less than 2^58");
+    require(p.batch == 0 || p.tokens <= (int64_t{1} << 56) / p.batch / widest, "tokens", p.tokens,
+            "a number that, times batch and the widest row, is at most 2^56");
     p.dtype = parse_dtype(dtype);
     p.activation = parse_activation(activation);
     p.per_sample = per_sample;

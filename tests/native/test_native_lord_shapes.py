@@ -168,8 +168,8 @@ g = torch.Generator().manual_seed(0)
 rand = lambda *shape: torch.randn(shape, generator=g)
 for granularity in ("token", "sample"):
     for r in (1, 4, 5):
-        t = [rand(3, 50, 37), rand(45, 37), rand(45), rand(r, 37), rand(45, r), rand(45, r), rand(9, 45), rand(9), rand(9)]
-        t = [x.requires_grad_() for x in (*t, rand())]
+        shapes = [(3, 50, 37), (45, 37), (45,), (r, 37), (45, r), (45, r), (9, 45), (9,), (9,), ()]
+        t = [rand(*shape).requires_grad_() for shape in shapes]
         y, logit = lord_linear(*t[:6], Gate(*t[6:]), 0.5, granularity=granularity, backend="native")
         grads = torch.autograd.grad([y.square().sum(), logit.sum()], t)
         print(*[x.double().sum().item().hex() for x in (y, logit, *grads)])

@@ -1,3 +1,12 @@
+// LoRD's backward around the base product's dX = dY W, over blocks of rows: v = dY C and dC += E^T dY from one read of
+// dY; the gate; then du, dA += du^T x and dX += du A.
+//
+// Bytes: dY and x once, dX once in and once out. Operations: M (8 N r + H (8 r + 45) + 4 K r), for M = 4096, K = N =
+// 320, r = 4, H = 64 about 75 million, 1.0 ms on one core with AVX-512. In place it takes 1.4 (bf16) to 1.8 ms (fp32),
+// waiting for memory as the forward does, and with the same remedy.
+//
+// dY's block is read twice, by two kernels, the second time from the cache. The sums over M are per chunk and not per
+// thread: the bits would else depend on the number of threads. With one thread a single part is reused, in the cache.
 #include <cstring>
 
 #include "core/cpu/lord_blocks.h"

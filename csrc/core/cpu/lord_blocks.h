@@ -14,7 +14,7 @@ namespace lordfast {
 // Rows that are taken through all steps together, so that the second step finds them in the cache.
 constexpr int64_t kLordBlock = 32;
 // Rows between two requests for memory ahead.
-constexpr size_t kLordSlice = 8;
+constexpr size_t kLordSlice = 4;
 
 constexpr size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 

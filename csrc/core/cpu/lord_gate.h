@@ -1,6 +1,10 @@
 // The gate over a vector class (simd.h), in fp32: kLordLanes tokens at a time, one a lane, so that any H and r fill the
 // vectors. exp and erfc are polynomials fitted for this file, good to 2 units in the last place (erfc: of 1, which is
 // what gelu sees of it).
+//
+// For H = 64, r = 4 and 4096 tokens 0.12 ms forward and 0.28 ms backward with AVX-512 (silu): about 25 and 60
+// instructions for each vector of pre-activations, most of them exp and the division. Sums over tokens stay in lanes,
+// in fp32, for at most a few hundred rows and go on in double: fp32 throughout costs W1's gradient its digits.
 #pragma once
 
 #include "core/cpu/lord_kernels.h"

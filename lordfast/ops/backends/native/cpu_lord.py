@@ -101,11 +101,10 @@ def _backward(
         x = x.contiguous()
     gate_logit, u = gate_logit.contiguous(), u.contiguous()
 
-    dx = None
-    has_base = grad_y is not None and weight is not None
+    dx, has_base = None, False
     if needs[0]:
-        if has_base:
-            dx = torch.mm(grad_y.view(batch * tokens, n), weight).view(*lead, k)
+        if grad_y is not None and weight is not None:
+            dx, has_base = torch.mm(grad_y.view(batch * tokens, n), weight).view(*lead, k), True
         else:
             dx = u.new_empty((*lead, k), dtype=dtype)
     base = _base_gradients(grad_y, x, weight, bias, batch * tokens, needs)
