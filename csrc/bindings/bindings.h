@@ -5,6 +5,7 @@
 
 namespace lordfast {
 
+void bind_cpu_lord(pybind11::module_& m);
 void bind_pgd_step(pybind11::module_& m);
 void bind_build_info(pybind11::module_& m);
 void bind_cuda_pgd_step(pybind11::module_& m);  // these two only where LORDFAST_WITH_CUDA is defined

@@ -1,5 +1,6 @@
-"""Fixtures around lordfast._C: the module, the instruction sets, and pgd_step on tensors."""
+"""Fixtures around lordfast._C: the module, the instruction sets, and its functions on tensors."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ def native() -> Any:
     return _native.C
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
+@pytest.fixture(params=["avx512_bf16", "avx512", "avx2", "portable"])
 def isa(request: pytest.FixtureRequest, native: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each instruction set in turn, forced by the environment variable."""
     if request.param not in native.available_isas():
@@ -93,3 +94,56 @@ def step_inputs() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tenso
         return x.to(dtype), x0.to(dtype), g.to(dtype)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def lord(native: Any) -> Callable[..., dict[str, torch.Tensor]]:
+    """lord(case, grad_y, grad_logit, threads=1, needs=all, guard=0): what the two functions write, without a base.
+
+    Everything is written into NaN-poisoned tensors; `guard` elements on either side of each must stay as they are.
+    """
+    names = ("x", "lord_A", "lord_B", "lord_B_adv", "w1", "b1", "w2", "b2")
+
+    def call(
+        case: Any,
+        grad_y: torch.Tensor | None = None,
+        grad_logit: torch.Tensor | None = None,
+        *,
+        threads: int = 1,
+        needs: tuple[str, ...] = names,
+        guard: int = 0,
+    ) -> dict[str, torch.Tensor]:
+        x, (r, k), (n, _), h = case["x"], case["lord_A"].shape, case["lord_B"].shape, len(case["b1"])
+        per_sample = case.granularity == "sample"
+        m = x.numel() // k
+        batch = x.shape[0] if per_sample else 1
+        memories = []
+
+        def poisoned(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            count = math.prod(shape)
+            memory = torch.full((guard + count + guard,), -77.0, dtype=dtype)
+            memories.append((memory, count))
+            return memory[guard : guard + count].fill_(math.nan).view(shape)
+
+        lead = tuple(x.shape[:-1])
+        out = {"y": poisoned((*lead, n), x.dtype), "gate_logit": poisoned(lead[:1] if per_sample else lead)}
+        out["u"] = poisoned((*lead, r))
+        sizes = (batch, m // batch if batch else 0, k, n, r, h)
+        weights = tuple(case[name].data_ptr() for name in names[1:])
+        options = (sizes, weights, DTYPE_NAMES[x.dtype], case.activation, case.scaling, per_sample, False, threads)
+        results = [out[name].data_ptr() for name in ("y", "gate_logit", "u")]
+        native.cpu_lord_forward(x.data_ptr(), *results, *options)
+        grads = {name: poisoned(case[name].shape, case[name].dtype) for name in needs}
+        native.cpu_lord_backward(
+            0 if grad_y is None else grad_y.data_ptr(),
+            0 if grad_logit is None else grad_logit.data_ptr(),
+            x.data_ptr() if "lord_A" in needs else 0,
+            *results[1:],
+            tuple(grads[name].data_ptr() if name in needs else 0 for name in names),
+            *options,
+        )
+        for memory, count in memories:
+            assert (memory[:guard] == -77).all() and (memory[guard + count :] == -77).all()
+        return {**out, **grads}
+
+    return call

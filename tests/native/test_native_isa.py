@@ -12,6 +12,12 @@ import torch
 import lordfast
 
 
+def lord(native):
+    one = torch.zeros(4)
+    weights = (one.data_ptr(),) * 7
+    native.cpu_lord_forward(*[one.data_ptr()] * 4, (1, 1, 1, 1, 1, 1), weights, "float32", "relu", 1.0, False, False, 1)
+
+
 def step(native):
     one = torch.zeros(1, 4)
     native.pgd_step(*[one.data_ptr()] * 4, 1, 4, "float32", "linf", 0.1, 0.1, -1.0, 1.0, 1, 1)
@@ -20,7 +26,10 @@ def step(native):
 def test_best_first_and_portable_always(native, monkeypatch):
     monkeypatch.delenv("LORDFAST_CPU_ISA", raising=False)
     isas = native.available_isas()
-    assert isas == [name for name in ("avx512", "avx2", "portable") if name in isas] and isas[-1] == "portable"
+    assert (
+        isas == [name for name in ("avx512_bf16", "avx512", "avx2", "portable") if name in isas]
+        and isas[-1] == "portable"
+    )
     assert native.cpu_isa() == isas[0]
     monkeypatch.setenv("LORDFAST_CPU_ISA", "")
     assert native.cpu_isa() == isas[0]
@@ -35,13 +44,14 @@ def test_detection_agrees_with_the_kernel(native):
     assert ("avx2" in native.available_isas()) == avx2
     avx512 = avx2 and {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags
     assert ("avx512" in native.available_isas()) == avx512
+    assert ("avx512_bf16" in native.available_isas()) == (avx512 and "avx512_bf16" in flags)
 
 
-@pytest.mark.parametrize("bogus", ["sse9", "AVX2", " avx2", "avx512 "])
+@pytest.mark.parametrize("bogus", ["sse9", "AVX2", " avx2", "avx512 ", "avx512_bf"])
 def test_a_bogus_name_is_an_error_where_it_is_used(native, monkeypatch, bogus):
     monkeypatch.setenv("LORDFAST_CPU_ISA", bogus)
-    expected = f"LORDFAST_CPU_ISA='{bogus}' is no instruction set, expected avx512, avx2 or portable"
-    for use in (native.cpu_isa, lambda: step(native)):
+    expected = f"LORDFAST_CPU_ISA='{bogus}' is no instruction set, expected avx512_bf16, avx512, avx2 or portable"
+    for use in (native.cpu_isa, lambda: step(native), lambda: lord(native)):
         with pytest.raises(ValueError) as caught:
             use()
         assert str(caught.value) == expected
@@ -49,12 +59,12 @@ def test_a_bogus_name_is_an_error_where_it_is_used(native, monkeypatch, bogus):
 
 
 def test_an_instruction_set_that_this_cpu_lacks(native, monkeypatch):
-    missing = [name for name in ("avx512", "avx2") if name not in native.available_isas()]
+    missing = [name for name in ("avx512_bf16", "avx512", "avx2") if name not in native.available_isas()]
     if not missing:
         pytest.skip("this CPU has all instruction sets")
     for name in missing:
         monkeypatch.setenv("LORDFAST_CPU_ISA", name)
-        for use in (native.cpu_isa, lambda: step(native)):
+        for use in (native.cpu_isa, lambda: step(native), lambda: lord(native)):
             with pytest.raises(ValueError, match=f"LORDFAST_CPU_ISA='{name}' is not available on this machine"):
                 use()
 

@@ -18,23 +18,26 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-def forward_args(case, granularity="token"):
-    return (*case.tensors, case.scaling, granularity == "sample", case.activation, "")
+def forward_args(case, granularity, backend):
+    return (*case.tensors, case.scaling, granularity == "sample", case.activation, backend)
 
 
 @pytest.mark.parametrize("lead", [(2, 3), (0, 3), (4,)], ids=str)
 @pytest.mark.parametrize("granularity", ["token", "sample"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("base", [True, False], ids=["linear", "delta"])
-def test_opcheck_lord(make_case, lead, granularity, dtype, base):
+def test_opcheck_lord(make_case, backend, lead, granularity, dtype, base):
     case = make_case(lead, dtype=dtype, trainable=torch.float32, base=base)
-    args = forward_args(case, granularity)
+    args = forward_args(case, granularity, backend.name)
     opcheck(schema.lord_forward, args)
     y, logit, u = schema.lord_forward(*args)
     needs = [t is not None for t in case.tensors]
     x, *rest = args[:-1]
-    opcheck(schema.lord_backward, (y, logit, x, logit, u, *rest, dtype, needs, ""))
-    opcheck(schema.lord_backward, (None, logit, None, logit, u, *rest, dtype, [n in (0, 4) for n in range(10)], ""))
+    opcheck(schema.lord_backward, (y, logit, x, logit, u, *rest, dtype, needs, backend.name))
+    opcheck(
+        schema.lord_backward,
+        (None, logit, None, logit, u, *rest, dtype, [n in (0, 4) for n in range(10)], backend.name),
+    )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -48,6 +51,7 @@ def test_opcheck_pgd_step(norm, backend, dtype):
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("granularity", ["token", "sample"])
 @pytest.mark.parametrize("base", [True, False], ids=["linear", "delta"])
+@pytest.mark.usefixtures("backend")
 def test_compiled_gradients(make_case, case_of, compiler, granularity, base):
     like = make_case(dtype=torch.float32, granularity=granularity, base=base)
 
@@ -65,6 +69,7 @@ def test_compiled_gradients(make_case, case_of, compiler, granularity, base):
 
 
 @pytest.mark.parametrize("wanted", [("x",), ("x", "lord_B"), ("w1", "b2")], ids="-".join)
+@pytest.mark.usefixtures("backend")
 def test_compiled_with_new_shapes_and_scalings(make_case, case_of, wanted):
     like = make_case(dtype=torch.float32)
 
@@ -80,6 +85,7 @@ def test_compiled_with_new_shapes_and_scalings(make_case, case_of, wanted):
         torch.testing.assert_close(*grads)
 
 
+@pytest.mark.usefixtures("backend")
 def test_compiled_without_gradients(make_case):
     case = make_case(dtype=torch.float32)
     with torch.no_grad():
@@ -89,7 +95,8 @@ def test_compiled_without_gradients(make_case):
 def test_compiled_code_sees_use_backend(make_case):
     case = make_case(dtype=torch.float32)
     compiled = torch.compile(lambda: case.fused(), fullgraph=True, backend="aot_eager")
-    before = compiled()
+    with use_backend("reference"):
+        before = compiled()
     with use_backend("triton"), pytest.raises(ValueError, match="backend='triton' was forced but can't run"):
         compiled()
     with use_backend("reference"):

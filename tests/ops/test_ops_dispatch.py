@@ -167,8 +167,27 @@ def test_native_that_is_not_there(monkeypatch, caplog):
         step()
 
 
-def test_native_takes_no_float64(monkeypatch):
+def test_native_takes_no_float64(make_case, monkeypatch):
     monkeypatch.setattr(_native, "C", SimpleNamespace(cpu_isa=lambda: "avx2"))  # no kernel of it must be asked
     assert step(torch.float64).dtype == torch.float64
     with use_backend("native"), pytest.raises(ValueError, match=r"float32, bfloat16 and float16 only.*torch.float64"):
         step(torch.float64)
+    case = make_case().leaves()
+    case.fused()[0].sum().backward()
+    with use_backend("native"), pytest.raises(ValueError, match=r"float32, bfloat16 and float16 only.*torch.float64"):
+        case.fused()
+
+
+@pytest.mark.skipif(not _native.available, reason=f"no native extension: {_native.reason}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_native_is_chosen_on_the_cpu(make_case, monkeypatch, dtype):
+    seen = []
+    native = dispatch.BACKENDS["native"].kernels
+    spied = {op: Kernel(lambda *args, k=k: (seen.append(1), k.run(*args))[1], k.refuses) for op, k in native.items()}
+    backend = Backend(name="native", priority=10, missing=lambda: None, kernels=spied)
+    monkeypatch.setattr(dispatch, "BACKENDS", {"native": backend, "reference": dispatch.BACKENDS["reference"]})
+    dispatch._candidates.cache_clear()
+    y, _ = make_case(dtype=dtype, trainable=torch.float32).leaves().fused()
+    y.sum().backward()
+    dispatch._candidates.cache_clear()
+    assert len(seen) == 2

@@ -7,6 +7,8 @@ from collections import defaultdict
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 HALF = [torch.bfloat16, torch.float16]
 DTYPES = [(torch.float32, torch.float32), *[(d, t) for d in HALF for t in (torch.float32, d)]]
 

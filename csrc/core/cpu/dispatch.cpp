@@ -26,6 +26,7 @@ unsigned saved_state() {
 struct X86Features {
     bool avx2 = false;    // with FMA and F16C, which every such CPU has but a hypervisor may hide
     bool avx512 = false;  // F, BW, DQ and VL, on top of avx2
+    bool avx512_bf16 = false;
 };
 
 X86Features detect() {
@@ -37,8 +38,11 @@ X86Features detect() {
     const unsigned state = saved_state();
     constexpr unsigned ymm = 0x06, zmm = 0xe6;  // XMM and YMM; also the mask registers and both halves of ZMM
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
+    const unsigned last_subleaf = a;
     found.avx2 = (state & ymm) == ymm && fma && f16c && bit(b, 5);
     found.avx512 = found.avx2 && (state & zmm) == zmm && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
+    if (last_subleaf < 1 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return found;
+    found.avx512_bf16 = found.avx512 && bit(a, 5);
     return found;
 }
 
@@ -48,6 +52,7 @@ std::vector<Isa> find_isas() {
     std::vector<Isa> isas;
 #ifdef LORDFAST_X86
     const X86Features features = detect();
+    if (features.avx512_bf16) isas.push_back(Isa::avx512_bf16);
     if (features.avx512) isas.push_back(Isa::avx512);
     if (features.avx2) isas.push_back(Isa::avx2);
 #endif
@@ -59,6 +64,8 @@ std::vector<Isa> find_isas() {
 
 const char* name(Isa isa) {
     switch (isa) {
+        case Isa::avx512_bf16:
+            return "avx512_bf16";
         case Isa::avx512:
             return "avx512";
         case Isa::avx2:
@@ -83,12 +90,12 @@ Isa active_isa() {
         here += (here.empty() ? "" : ", ") + std::string(name(isa));
     }
     const std::string got = std::string(kVariable) + "='" + wanted + "'";
-    for (Isa isa : {Isa::avx512, Isa::avx2}) {
+    for (Isa isa : {Isa::avx512_bf16, Isa::avx512, Isa::avx2}) {
         if (std::string(name(isa)) == wanted) {
             throw std::invalid_argument(got + " is not available on this machine, expected one of: " + here);
         }
     }
-    throw std::invalid_argument(got + " is no instruction set, expected avx512, avx2 or portable");
+    throw std::invalid_argument(got + " is no instruction set, expected avx512_bf16, avx512, avx2 or portable");
 }
 
 }  // namespace lordfast

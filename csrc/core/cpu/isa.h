@@ -6,7 +6,8 @@
 
 namespace lordfast {
 
-enum class Isa { portable, avx2, avx512 };
+// Kernels that have nothing of their own for avx512_bf16 use their avx512 ones there.
+enum class Isa { portable, avx2, avx512, avx512_bf16 };
 
 const char* name(Isa isa);
 

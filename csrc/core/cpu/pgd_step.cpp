@@ -16,7 +16,7 @@ constexpr int64_t kWorthThreads = 32768;
 const PgdKernels& kernels(Isa isa, DType dtype) {
     const int index = static_cast<int>(dtype);
 #ifdef LORDFAST_X86
-    if (isa == Isa::avx512) return kPgdAvx512[index];
+    if (isa == Isa::avx512 || isa == Isa::avx512_bf16) return kPgdAvx512[index];
     if (isa == Isa::avx2) return kPgdAvx2[index];
 #endif
     (void)isa;

@@ -1,37 +1,10 @@
-#include <immintrin.h>
-
 #include "core/cpu/pgd_step_impl.h"
+#include "core/cpu/simd_avx2.h"
 
 namespace lordfast {
 namespace {
 
-struct Avx2 {
-    using Vec = __m256;
-    static constexpr size_t kWidth = 8;
-
-    static Vec set(float v) { return _mm256_set1_ps(v); }
-    static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
-    static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
-    static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
-
-    static Vec load(const float* p) { return _mm256_loadu_ps(p); }
-    static Vec load(const Bf16* p) {
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16));
-    }
-    static Vec load(const Fp16* p) { return _mm256_cvtph_ps(load16(p)); }
-
-    static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
-    static void store(Bf16* p, Vec v) {
-        const __m256i bits = _mm256_castps_si256(v);
-        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-        const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-        const __m256 nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-        const __m256i quiet = _mm256_set1_epi32(0x7fc00000);
-        const __m256i result = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(nan)), 16);
-        store16(p, _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1)));
-    }
-    static void store(Fp16* p, Vec v) { store16(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
-
+struct Avx2 : SimdAvx2 {
     static Vec sign(Vec g) {
         const __m256 zero = _mm256_setzero_ps();
         const __m256 above = _mm256_and_ps(_mm256_cmp_ps(g, zero, _CMP_GT_OQ), set(1.0f));
@@ -62,10 +35,6 @@ struct Avx2 {
             return total;
         }
     };
-
-  private:
-    static __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
-    static void store16(void* p, __m128i v) { _mm_storeu_si128(static_cast<__m128i*>(p), v); }
 };
 
 }  // namespace

@@ -1,37 +1,10 @@
-#include <immintrin.h>
-
 #include "core/cpu/pgd_step_impl.h"
+#include "core/cpu/simd_avx512.h"
 
 namespace lordfast {
 namespace {
 
-struct Avx512 {
-    using Vec = __m512;
-    static constexpr size_t kWidth = 16;
-
-    static Vec set(float v) { return _mm512_set1_ps(v); }
-    static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
-    static Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
-    static Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
-
-    static Vec load(const float* p) { return _mm512_loadu_ps(p); }
-    static Vec load(const Bf16* p) {
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load16(p)), 16));
-    }
-    static Vec load(const Fp16* p) { return _mm512_cvtph_ps(load16(p)); }
-
-    static void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
-    // Integer arithmetic, not the BF16 extension: its conversion flushes subnormals to zero.
-    static void store(Bf16* p, Vec v) {
-        const __m512i bits = _mm512_castps_si512(v);
-        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-        const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-        const __m512i result = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-        store16(p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16)));
-    }
-    static void store(Fp16* p, Vec v) { store16(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
-
+struct Avx512 : SimdAvx512 {
     static Vec sign(Vec g) {
         const __m512 zero = _mm512_setzero_ps();
         const __mmask16 above = _mm512_cmp_ps_mask(g, zero, _CMP_GT_OQ),
@@ -63,10 +36,6 @@ struct Avx512 {
             return total;
         }
     };
-
-  private:
-    static __m256i load16(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-    static void store16(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 };
 
 }  // namespace

@@ -1,31 +1,15 @@
-// The body of pgd_step, written once over a Simd class that each instruction set's translation unit defines:
-//   Vec, kWidth             a vector of kWidth floats; kWidth divides 16
-//   load(p), store(p, v)    from and to float, Bf16 or Fp16, rounding to nearest even
-//   set, add, sub, mul
+// The body of pgd_step, written once over a vector class (simd.h) to which each instruction set's unit adds
 //   sign(g)                 -1, 0 or 1; 0 for NaN
 //   clamp(v, lo, hi)        NaN if any of the three is; on a tie of -0 and +0 the bound
 //   clamp_fixed(v, lo, hi)  for bounds that are not NaN; on a tie v
 //   Acc: add_squares(v, j), sum()   16 double lanes; v's elements go to lanes j, j + 1, ...
-//
-// Everything here has internal linkage: the linker must not take one unit's AVX-512 copy of a template for another's.
-// For the same reason these units include no standard header that brings inline functions.
 #pragma once
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
 #include "core/cpu/pgd_step_kernels.h"
+#include "core/cpu/simd.h"
 
 namespace lordfast {
 namespace {
-
-struct Bf16 {
-    uint16_t bits;
-};
-struct Fp16 {
-    uint16_t bits;
-};
 
 constexpr size_t kLanes = 16;
 
@@ -52,8 +36,6 @@ inline typename S::Vec linf_one(typename S::Vec x, typename S::Vec x0, typename 
 template <class S, class T>
 void linf_body(const T* x, const T* x0, const T* g, T* out, size_t n, const LinfParams& p) {
     const typename S::Vec step = S::set(p.signed_step), eps = S::set(p.eps), low = S::set(p.low), high = S::set(p.high);
-    // The pragma is for kWidth 1, where the compiler vectorises: out may be x, which it could otherwise not rule out.
-#pragma omp simd
     for (size_t i = 0; i < n; i += S::kWidth) {
         S::store(out + i, linf_one<S>(S::load(x + i), S::load(x0 + i), S::load(g + i), step, eps, low, high));
     }
@@ -130,7 +112,6 @@ template <class S, bool kMoves, class T>
 void l2_write_body(const T* x, const T* x0, const T* g, T* out, size_t n, const L2Params& p, float shrink_) {
     const typename S::Vec prescale = S::set(p.prescale), scale = S::set(p.scale), shrink = S::set(shrink_);
     const typename S::Vec low = S::set(p.low), high = S::set(p.high);
-#pragma omp simd
     for (size_t i = 0; i < n; i += S::kWidth) {
         const typename S::Vec delta = S::mul(l2_delta<S, kMoves>(x + i, x0 + i, g + i, prescale, scale), shrink);
         S::store(out + i, S::clamp_fixed(S::add(S::load(x0 + i), delta), low, high));
