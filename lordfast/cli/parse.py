@@ -8,12 +8,14 @@ import os
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
-from lordfast.training.config import C, read_yaml, to_flags
+from lordfast.training.config import read_yaml, to_flags
 from lordfast.training.interrupt import Interrupted
+
+C = TypeVar("C")
 
 
 class Stopped(Exception):
