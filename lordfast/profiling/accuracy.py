@@ -35,7 +35,8 @@ class Verdict:
 
 def relative_errors(got: Sequence[Outputs], exact: Sequence[Outputs]) -> dict[str, float]:
     """||got - exact|| / ||exact|| by kind, pooled over the draws; infinite where shapes or names differ."""
-    wrong, size = defaultdict(float), defaultdict(float)
+    wrong: dict[str, float] = defaultdict(float)
+    size: dict[str, float] = defaultdict(float)
     for mine, truth in zip(got, exact, strict=True):
         for name, reference in truth.items():
             kind, tensor = name.partition("/")[0], mine.get(name)

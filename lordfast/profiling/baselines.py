@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lordfast.adapter import layer
 from lordfast.ops import Gate
 
-_ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
 
 def eager_lord_linear(

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from . import costs
+from .accuracy import Outputs
 from .machine import cache_bytes
 from .rounds import Effort, time_in_turn
-from .accuracy import Outputs
 from .stopwatch import CpuStopwatch, LaunchStopwatch, Rotation
 
 
@@ -22,9 +22,9 @@ class Ceilings:
     gbps: float
     gflops: dict[str, float]
 
-    def columns(self, dtype: str) -> dict[str, float]:
+    def columns(self, dtype: str) -> dict[str, float | None]:
         """The columns of a result in this dtype."""
-        return {"peak_gbps": self.gbps, "peak_gflops": self.gflops[dtype]}
+        return {"peak_gbps": self.gbps, "peak_gflops": self.gflops.get(dtype)}
 
 
 def measure_ceilings(

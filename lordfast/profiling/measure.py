@@ -97,7 +97,8 @@ def measure(
         else:
             checked[v.key] = Checked(replayed, checked[v.key].backends)
     timings = time_in_turn(stopwatches, effort)
-    return [_row(v, checked[v.key], stopwatches.get(v.key), timings, bare) for v in variants]
+    ordered = sorted(variants, key=lambda v: list(truths).index(v.direction))
+    return [_row(v, checked[v.key], stopwatches.get(v.key), timings, bare) for v in ordered]
 
 
 def _check(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from . import machine
 from .ceilings import Ceilings, measure_ceilings
+from .measure import NOT_CHECKED
 from .results import ResultsFile, Row
 
 Job = tuple[str, Callable[[], list[Row]]]
@@ -46,10 +48,10 @@ class Session:
                 progress.advance(task)
 
     def measure_ceilings(self, dtypes: Sequence[str], **options: Any) -> None:
-        """Measure what the machine can do at best; later rows carry it."""
+        """Measure what the machine can do at best, products in these dtypes; later rows carry it."""
         self.ceilings = measure_ceilings(self.device, {name: machine.DTYPES[name] for name in dtypes}, **options)
-        rates = ", ".join(f"{rate:.0f} GFLOP/s {name}" for name, rate in self.ceilings.gflops.items())
-        self.console.print(f"Ceilings: copy {self.ceilings.gbps:.1f} GB/s; matrix product {rates}")
+        rates = "".join(f", matrix product {name} {rate:.0f} GFLOP/s" for name, rate in self.ceilings.gflops.items())
+        self.console.print(f"Ceilings: copy {self.ceilings.gbps:.1f} GB/s{rates}")
 
     def _peaks(self, row: Row) -> Row:
         return {} if self.ceilings is None else self.ceilings.columns(row["dtype"])
@@ -83,36 +85,62 @@ def session(device: str, threads: int, out: Path | None, console: Console | None
         yield Session(found, file, console, columns)
 
 
+def script(main: Callable[[Any], int], config: type[Any]) -> NoReturn:
+    """Run a benchmark script: flags into `config`, `main`'s result into the exit status, errors into one line."""
+    import tyro
+
+    try:
+        status = main(tyro.cli(config))
+    except KeyboardInterrupt:
+        print("\nInterrupted; the finished cases are in the results file.", file=sys.stderr)
+        status = 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
 def default_dtypes(device: torch.device) -> tuple[str, ...]:
     """fp32 and bf16, and fp16 where the device computes it at bf16's rate."""
     return ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32", "bf16")
 
 
 def case_table(rows: Sequence[Row]) -> Table:
-    """The variants of one case, a row each, in all directions."""
+    """The variants of one case, a row each, one direction under the other; below, why some were not timed."""
     first = rows[0]
     sizes = f", M = {first['M']}" if first.get("M") else ""
-    table = Table(title=f"{first['case']}{sizes}, {first['dtype']}", title_justify="left", title_style="bold")
-    table.add_column("")
-    table.add_column("variant")
-    table.add_column("backend")
-    for name in ("us", "p20", "p80", "x bare", "x eager", "GB/s", "GFLOP/s"):
-        table.add_column(name, justify="right")
-    table.add_column("numbers")
+    table = Table(
+        title=f"{first['case']}{sizes}, {first['dtype']}",
+        title_justify="left",
+        caption="\n".join(dict.fromkeys(escape(row["gate"]) for row in rows if ":" in row["gate"])),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+    table.add_column("", no_wrap=True)
+    for name in ("us", "p20", "p80", "x bare", "x eager", "roof"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("numbers", no_wrap=True)
     direction = None
     for row in rows:
-        shown = row["direction"] if row["direction"] != direction else ""
-        direction = row["direction"]
-        times = [_number(row.get(name), ".1f") for name in ("median_us", "p20_us", "p80_us")]
+        if row["direction"] != direction:
+            direction = row["direction"]
+            table.add_row(f"[bold]{direction}[/bold]")
+        chosen = row["variant"] == "lordfast" and row["backend"]
+        name = f"lordfast ({row['backend']})" if chosen else row["variant"]
+        times = [_number(row.get(name), ".0f") for name in ("median_us", "p20_us", "p80_us")]
         ratios = [_number(row.get(name), ".2f") for name in ("ratio_bare", "ratio_eager")]
-        rates = [_number(row.get(name), ".1f") for name in ("gbps", "gflops")]
-        table.add_row(shown, row["variant"], row["backend"], *times, *ratios, *rates, escape(_short(row["gate"])))
+        table.add_row(f"  {name}", *times, *ratios, _roof(row), row["gate"].partition(":")[0].replace(NOT_CHECKED, "-"))
     return table
 
 
+def _roof(row: Row) -> str:
+    """The larger of the shares of the two ceilings, bandwidth and arithmetic, that the compulsory work reaches."""
+    shares = [(row.get(rate), row.get(f"peak_{rate}")) for rate in ("gbps", "gflops")]
+    reached = [rate / peak for rate, peak in shares if rate is not None and peak is not None]
+    return f"{100 * max(reached):.0f} %" if reached else ""
+
+
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None or math.isnan(value) else format(value, form)
-
-
-def _short(gate: str, width: int = 60) -> str:
-    return gate if len(gate) <= width else f"{gate[: width - 3]}..."
+    return "" if value is None else format(value, form)

@@ -77,7 +77,7 @@ def build_unet(width: Width, seed: int) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
+        unet: Any = UNet2DConditionModel(
             sample_size=width.side,
             block_out_channels=width.channels,
             layers_per_block=2,
@@ -192,7 +192,8 @@ def bench_unet(options: UnetOptions, dtype_name: str, device: torch.device, effo
     import peft
 
     width, dtype = WIDTHS[options.width], DTYPES[dtype_name]
-    bare = build_unet(width, options.seed).to(device, dtype)
+    # torch's own `to`: the model's warns about precisions that are meant to be.
+    bare = nn.Module.to(build_unet(width, options.seed), device, dtype)
     lord_config = LordConfig(
         r=options.r,
         lord_alpha=8 * options.r,
