@@ -12,7 +12,7 @@ usage: benchmarks/gpu_all.sh [--device cuda|cpu] [--out DIR] [--wheels DIR] [--p
   --wheels   a folder of wheels to install first, for a machine without a network
   --parts    some of: wheels build gpu_tests triton_tests pgd ops ops_more unet plots table (default all, so ordered);
              ops is bf16 with torch.compile, ops_more the other dtypes without
-  --seconds  for everything together (default 530)
+  --seconds  for everything together (default 530); each part's budget grows and shrinks with it
 
 Needs Python with torch, scikit-build-core and pybind11, and nvcc for CUDA. PYTHON names the interpreter.
 Exit status: 0 if every part succeeded.
@@ -24,6 +24,9 @@ python=${PYTHON:-python3}
 device=cuda out="" wheels="" parts="" total=530
 while [ $# -gt 0 ]; do
     case $1 in
+        --device | --out | --wheels | --parts | --seconds) [ $# -gt 1 ] || { usage >&2; exit 2; } ;;
+    esac
+    case $1 in
         --device) device=$2 ;;
         --out) out=$2 ;;
         --wheels) wheels=$2 ;;
@@ -32,7 +35,7 @@ while [ $# -gt 0 ]; do
         -h | --help) usage; exit 0 ;;
         *) usage >&2; exit 2 ;;
     esac
-    shift 2 || { usage >&2; exit 2; }
+    shift 2
 done
 case $device in
     cuda) quick=() more=(fp32 fp16) ;;
@@ -59,7 +62,7 @@ failed=0
 
 # part NAME SECONDS COMMAND...: run it under its own budget and what is left of the whole, note how it went.
 part() {
-    local name=$1 budget=$2 left=$((total - (SECONDS - started))) begun=$SECONDS status
+    local name=$1 budget=$(($2 * total / 530)) left=$((total - (SECONDS - started))) begun=$SECONDS status
     shift 2
     # What was measured is worth most when it can be looked at: the last two parts always have their time.
     case $name in plots | table) ;; *) left=$((left - 50)) ;; esac

@@ -20,6 +20,10 @@ class LinearCase:
     batch: int = 1
     x_grad: bool = True
 
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}; expected at least 1")
+
     @property
     def m(self) -> int:
         """All tokens of the batch."""
@@ -48,8 +52,6 @@ def linear_cases(models: Iterable[str], batch: int) -> list[LinearCase]:
     Raises:
         ValueError: an unknown model, or a batch below 1.
     """
-    if batch < 1:
-        raise ValueError(f"batch is {batch}; expected at least 1")
     found = []
     for model in models:
         if model not in _IMAGE:

@@ -70,10 +70,9 @@ def run_bench(config: BenchConfig, console: Console | None = None) -> int:
         seed=config.seed,
     )
     with session(config.device, config.threads, config.out, console) as run:
-        batch = config.batch or (4 if run.device.type == "cuda" else 1)
+        cases = quick_cases(config.batch or (4 if run.device.type == "cuda" else 1))
         jobs: list[Job] = [
-            (case.name, partial(bench_linear, case, options, config.dtype, run.device, effort))
-            for case in quick_cases(batch)
+            (case.name, partial(bench_linear, case, options, config.dtype, run.device, effort)) for case in cases
         ]
         run.run(jobs, "bench", tables=False)
         run.console.print(summary_table(run.file.rows))

@@ -103,6 +103,18 @@ def with_adapter(unet: nn.Module, config: Any, seed: int) -> nn.Module:
     return adapted
 
 
+@torch.no_grad()
+def shrink(lord: nn.Module) -> None:
+    """Make a random LoRD's branches a tenth of the base's outputs or so.
+
+    At full size they make a random UNet chaotic: rounding errors grow until gradients are nothing but error, and a
+    wrong kernel looks like a right one.
+    """
+    for layer in lord_layers(lord).values():
+        for name in ("lord_B", "lord_B_adv"):
+            layer.parameters_of("bench")[name].div_(32)
+
+
 class Stepper:
     """One model's training step: zero the gradients, forward, backward, and AdamW on what is trainable."""
 
@@ -205,6 +217,7 @@ def bench_unet(options: UnetOptions, dtype_name: str, device: torch.device, effo
     rank = 2 * options.r
     lora_config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=False)
     lord, lora = (with_adapter(bare, config, options.seed) for config in (lord_config, lora_config))
+    shrink(lord)
     exact = _exact(lord)
     sets = make_sets(options, width, dtype, device, max(effort.draws, 2))
     variants = unet_variants(bare, lord, lora, device)
