@@ -65,7 +65,7 @@ part() {
     local name=$1 budget=$(($2 * total / 530)) left=$((total - (SECONDS - started))) begun=$SECONDS status
     shift 2
     # What was measured is worth most when it can be looked at: the last two parts always have their time.
-    case $name in plots | table) ;; *) left=$((left - 50)) ;; esac
+    case $name in plots | table) ;; *) left=$((left - 50 * total / 530)) ;; esac
     if [ -n "$parts" ] && [[ " $parts " != *" $name "* ]]; then return; fi
     if [ "$left" -lt "$budget" ]; then budget=$left; fi
     if [ "$budget" -lt 5 ]; then

@@ -68,9 +68,10 @@ def test_what_does_not_fit_is_skipped_and_said(tmp_path):
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\nexit 0\n")
     fake.chmod(0o755)
-    done = run("--device", "cpu", "--out", str(tmp_path / "out"), "--seconds", "52", python=str(fake))
+    done = run("--device", "cpu", "--out", str(tmp_path / "out"), "--seconds", "10", python=str(fake))
     status = {name: rest[0] for name, rest in summary(tmp_path / "out").items()}
-    assert done.returncode == 1 and status["unet"] == "skipped" and status["plots"] == "0"
+    assert done.returncode == 1 and status.pop("total") == "1"
+    assert len(status) >= 7 and set(status.values()) == {"skipped"}
 
 
 @pytest.mark.parametrize("flags", [["--device", "tpu"], ["--speed"], ["--out"]])

@@ -41,11 +41,16 @@ def test_an_eager_formula_that_overflows_lets_nothing_pass():
 
 
 def test_the_gates_gradients_share_a_limit_and_others_do_not():
-    eager = {"w1": 1e-4, "b1": 1e-6, "w2": 1e-6, "b2": 1e-9, "lord_A": 1e-9}
-    close = {"w1": 1e-6, "b1": 1e-6, "w2": 1e-6, "b2": 1.5e-4, "lord_A": 1e-9}
+    eager = {"w1": 1e-4, "b1": 1e-6, "w2": 1e-6, "b2": 1e-9, "lord_A": 1e-7}
+    close = {"w1": 1e-6, "b1": 1e-6, "w2": 1e-6, "b2": 1.5e-4, "lord_A": 1e-7}
     assert judge(close, eager).ok
     assert judge({**close, "b2": 3e-4}, eager).gate.startswith("red: b2")
     assert judge({**close, "lord_A": 1e-6}, eager).gate.startswith("red: lord_A")
+
+
+def test_nobody_has_to_be_more_exact_than_fp32():
+    assert judge({"y": 1e-7}, {"y": 0.0}).ok
+    assert judge({"y": 1.3e-7}, {"y": 1e-9}).gate == "red: y 1.30e-07 > 1.19e-07"
 
 
 def test_exactly_zero_is_right_where_zero_is_exact():
