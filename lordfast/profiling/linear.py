@@ -69,11 +69,11 @@ def make_sets(
     case: LinearCase, options: LinearOptions, dtype: torch.dtype, device: torch.device, count: int
 ) -> list[LinearSet]:
     """`count` random input sets; all branches are of the size of the base's output."""
-    g = torch.Generator().manual_seed(options.seed)
+    g = torch.Generator(device).manual_seed(options.seed)
     r, h, k, n = options.r, options.hidden, case.k, case.n
 
     def rand(*shape: int, fan: int = 1, to: torch.dtype = torch.float32) -> Tensor:
-        return (torch.randn(shape, generator=g) / fan**0.5).to(device, to)
+        return (torch.randn(shape, generator=g, device=device) / fan**0.5).to(to)
 
     def leaf(*shape: int, fan: int = 1) -> Tensor:
         return rand(*shape, fan=fan).requires_grad_()

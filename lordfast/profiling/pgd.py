@@ -45,17 +45,17 @@ def make_sets(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, count: int, seed: int = 0
 ) -> list[PgdSet]:
     """`count` sets: images in [-1, 1], iterates up to 16 grey levels away from them, small gradients."""
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator(device).manual_seed(seed)
 
     def uniform(scale: float) -> Tensor:
-        return (torch.rand(shape, generator=g) * 2 - 1) * scale
+        return (torch.rand(shape, generator=g, device=device) * 2 - 1) * scale
 
     sets = []
     for _ in range(count):
         x = uniform(1)
-        grad = torch.randn(shape, generator=g) * 1e-3
-        arrays = ((x + uniform(32 / 255)).clamp(-1, 1), x, grad, torch.zeros(shape))
-        sets.append(PgdSet(*(t.to(device, dtype) for t in arrays)))
+        grad = torch.randn(shape, generator=g, device=device) * 1e-3
+        arrays = ((x + uniform(32 / 255)).clamp(-1, 1), x, grad, torch.zeros(shape, device=device))
+        sets.append(PgdSet(*(t.to(dtype) for t in arrays)))
     return sets
 
 

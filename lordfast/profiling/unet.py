@@ -71,11 +71,12 @@ class UnetSet:
         return UnetSet(latents, self.timestep, self.text.to(dtype), self.noise.to(dtype))
 
 
-def build_unet(width: Width, seed: int) -> nn.Module:
-    """A random, frozen UNet of SD1.5's topology in fp32 on the CPU."""
+def build_unet(width: Width, seed: int, device: torch.device) -> nn.Module:
+    """A random, frozen UNet of SD1.5's topology in fp32."""
     from diffusers import UNet2DConditionModel
 
-    with torch.random.fork_rng(devices=[]):
+    # Drawn where it will be: for the full width that takes a CPU half a minute.
+    with torch.random.fork_rng(_cuda(device)), device:
         torch.manual_seed(seed)
         unet: Any = UNet2DConditionModel(
             sample_size=width.side,
@@ -94,13 +95,17 @@ def with_adapter(unet: nn.Module, config: Any, seed: int) -> nn.Module:
     """A copy of a frozen UNet that shares its weights and has an adapter in fp32."""
     shared = {id(t): t for t in (*unet.parameters(), *unet.buffers())}
     adapted: Any = copy.deepcopy(unet, shared)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(_cuda(next(unet.parameters()).device)):
         torch.manual_seed(seed)
         adapted.add_adapter(config, adapter_name="bench")
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
 
 
 @torch.no_grad()
@@ -205,7 +210,7 @@ def bench_unet(options: UnetOptions, dtype_name: str, device: torch.device, effo
 
     width, dtype = WIDTHS[options.width], DTYPES[dtype_name]
     # torch's own `to`: the model's warns about precisions that are meant to be.
-    bare = nn.Module.to(build_unet(width, options.seed), device, dtype)
+    bare = nn.Module.to(build_unet(width, options.seed, device), dtype)
     lord_config = LordConfig(
         r=options.r,
         lord_alpha=8 * options.r,
@@ -238,7 +243,10 @@ def bench_unet(options: UnetOptions, dtype_name: str, device: torch.device, effo
 
 def _exact(lord: nn.Module) -> Callable[[str, UnetSet], Outputs]:
     """The eager formula in a float64 copy of the UNet, as it is now: training steps move the parameters."""
-    stepper = Stepper(copy.deepcopy(lord).double(), capturable=False)
+    wide_unet: Any = copy.deepcopy(lord).double()
+    # In float64 attention keeps its whole matrices for the backward pass: tens of gigabytes at full width.
+    wide_unet.enable_gradient_checkpointing()
+    stepper = Stepper(wide_unet, capturable=False)
 
     def exact(direction: str, s: UnetSet) -> Outputs:
         wide = s.to(torch.float64)

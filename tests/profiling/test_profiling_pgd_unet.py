@@ -109,7 +109,7 @@ def test_a_training_step_trains_the_adapter_alone(small):
     from lordfast.profiling.unet import WIDTHS, Stepper, build_unet, make_sets, with_adapter
 
     width = WIDTHS["small"]
-    bare = build_unet(width, 0)
+    bare = build_unet(width, 0, CPU)
     model = with_adapter(bare, LordConfig(r=2, gate_hidden=4, init_weights=False), 0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     (inputs,) = make_sets(small, width, torch.float32, CPU, 1)
