@@ -8,12 +8,17 @@ import os
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from lordfast.training.config import C, read_yaml, to_flags
+from lordfast.training.config import read_yaml, to_flags
 from lordfast.training.interrupt import Interrupted
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 
 class Stopped(Exception):
