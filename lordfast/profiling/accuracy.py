@@ -2,15 +2,16 @@
 
 Right is: for every output and gradient, ||err|| / ||exact|| against float64 on the same inputs is at most twice that
 of the eager formula in the same dtype. Errors are pooled over several input sets, and tensors named "kind/..." with
-the others of their kind. The gate's four gradients share one limit, twice the largest of eager's four: the error of a
-lone number, as b2's gradient is one, says little from a few draws. No limit is below fp32's own precision.
+the others of their kind. The gate's four gradients are judged as one: the root of their errors' mean square, against
+the largest of eager's four. The error of a lone number, as b2's gradient is one, says little from a few draws. No limit
+is below fp32's own precision.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -58,12 +59,22 @@ def _ratio(wrong: float, size: float) -> float:
 
 def judge(errors: Mapping[str, float], eager: Mapping[str, float]) -> Verdict:
     """Compare a variant's errors with the eager formula's; NaN is never right."""
+    errors, eager = _gate_together(errors, _rms), _gate_together(eager, max)
     limits = {name: LIMIT * max(error, FLOOR) for name, error in eager.items()}
-    shared = [limit for name, limit in limits.items() if name in GATE_PARAMETERS]
-    limits |= {name: max(shared) for name in limits if name in GATE_PARAMETERS}
     red = [name for name in limits if not errors[name] <= limits[name]]
     if red:
         said = ", ".join(f"{name} {errors[name]:.2e} > {limits[name]:.2e}" for name in red)
         return Verdict(f"red: {said}", max(errors[name] for name in red))
-    worst = max(limits, key=lambda name: errors[name] / limits[name] if limits[name] else 0.0)
+    worst = max(limits, key=lambda name: errors[name] / limits[name])
     return Verdict("ok", errors[worst])
+
+
+def _gate_together(errors: Mapping[str, float], together: Callable[[Sequence[float]], float]) -> dict[str, float]:
+    found = {name: error for name, error in errors.items() if name not in GATE_PARAMETERS}
+    gate = [error for name, error in errors.items() if name in GATE_PARAMETERS]
+    # max() overlooks a NaN that does not come first.
+    return found | ({"gate": math.nan if any(map(math.isnan, gate)) else together(gate)} if gate else {})
+
+
+def _rms(errors: Sequence[float]) -> float:
+    return math.sqrt(sum(error * error for error in errors) / len(errors))

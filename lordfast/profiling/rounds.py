@@ -19,7 +19,7 @@ class Effort:
     repeats: int = 30
     seconds: float = 12.0
     least: int = 5
-    draws: int = 3
+    draws: int = 4
     """Input sets on which the numbers are checked before."""
 
 

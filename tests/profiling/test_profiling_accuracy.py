@@ -40,11 +40,14 @@ def test_an_eager_formula_that_overflows_lets_nothing_pass():
     assert not judge({"y": math.nan}, {"y": math.nan}).ok
 
 
-def test_the_gates_gradients_share_a_limit_and_others_do_not():
+def test_the_gates_gradients_are_judged_as_one_and_others_are_not():
     eager = {"w1": 1e-4, "b1": 1e-6, "w2": 1e-6, "b2": 1e-9, "lord_A": 1e-7}
-    close = {"w1": 1e-6, "b1": 1e-6, "w2": 1e-6, "b2": 1.5e-4, "lord_A": 1e-7}
+    close = {"w1": 1e-6, "b1": 1e-6, "w2": 1e-6, "b2": 3e-4, "lord_A": 1e-7}
     assert judge(close, eager).ok
-    assert judge({**close, "b2": 3e-4}, eager).gate.startswith("red: b2")
+    assert judge({**close, "b2": 5e-4}, eager).gate == "red: gate 2.50e-04 > 2.00e-04"
+    for name in ("w1", "b1", "w2", "b2"):
+        assert not judge({**close, name: math.nan}, eager).ok
+        assert not judge(close, {**eager, name: math.nan}).ok
     assert judge({**close, "lord_A": 1e-6}, eager).gate.startswith("red: lord_A")
 
 

@@ -91,7 +91,7 @@ def test_a_whole_unet_of_128_layers(small, add_backend, monkeypatch):
     # Two draws forward; two training steps; and a call to warm up and one to time.
     assert len(calls) == 128 * (2 + 2 + 2)
     assert rows["forward", "lordfast:madeup"]["gate"] == "ok"
-    assert rows["training step", "lordfast:madeup"]["gate"].startswith("red: b2 ")
+    assert rows["training step", "lordfast:madeup"]["gate"].startswith("red: gate ")
 
 
 def _recorded(made):
