@@ -85,3 +85,53 @@ def test_what_is_not_a_number_stays_in_its_row(make_case, lord, isa, dtype, spec
         assert torch.equal(got[name][rows], plain[name][rows]), name
     assert not got["y"][17].isfinite().any() and not got["u"][17].isfinite().any()
     assert got["lord_A"][:, 5].isnan().all() or not got["lord_A"][:, 5].isfinite().all()
+
+
+UNIT = 2.0**-24
+
+
+def plain_case(make_case, m, k, n, r, **tensors):
+    """No branch B', relu, one hidden unit, scaling 1, no biases; `tensors` are written into the case."""
+    case = make_case((m,), k, n, r, 1, dtype=torch.float32, base=False, activation="relu", scaling=1.0)
+    zeros = {name: torch.zeros_like(case[name]) for name in ("lord_B_adv", "b1", "b2")}
+    for name, value in {**zeros, "w2": torch.ones(1), **tensors}.items():
+        case[name].copy_(value)
+    return case
+
+
+def test_the_fold_is_summed_in_double(make_case, lord, isa):
+    """With A = 1 and x = +-1 the logits are the entries of P, where they are positive, and of -P."""
+    r = 64
+    x = torch.cat([torch.eye(r), -torch.eye(r)])
+    case = plain_case(make_case, 2 * r, r, 1280, r, x=x, lord_A=torch.eye(r))
+    p = case["w1"].double() @ case["lord_B"].double()
+    got = lord(case)["gate_logit"].double()
+    # P is rounded once. Sums in fp32 would be off by some units of their largest part.
+    assert ((got - torch.cat([p, -p], dim=1)[0].clamp(min=0)).abs() <= UNIT * p.abs().max()).all()
+    assert torch.equal(got[:r] - got[r:], p[0].float().double())
+
+
+def test_long_sums_are_blocked(make_case, lord, isa):
+    """u and v, both from one kernel, over 5120 products.
+
+    A sum of L numbers of random sign, one after the other, is off by about sqrt(L / 12) units. Runs of at most 24
+    vectors, at most 54 of them, then make sqrt(2) + sqrt(4.5) = 3.6; on the widest vectors one long run would make 5.
+    """
+    k, m = 5120, 64
+    case = make_case((m,), k, 3, 4, 2, dtype=torch.float32, base=False)
+    exact = case["x"].double() @ case["lord_A"].double().T
+    error = lord(case)["u"].double() - exact
+    assert error.square().mean().sqrt() <= 3.6 * UNIT * exact.square().mean().sqrt()
+
+
+def test_sums_over_many_rows_are_in_double(make_case, lord, isa):
+    """2^19 equal rows: the gate's gradients are so many times those of one, but for 16 additions in fp32 a lane."""
+    m = 2**19
+    values = {"lord_A": 0.7, "lord_B": 1.1, "w1": 0.9}
+    weights = {name: torch.full((1, 1), value) for name, value in values.items()}
+    many, one = (plain_case(make_case, count, 1, 1, 1, x=torch.full((count, 1), 0.3), **weights) for count in (m, 1))
+    needs = ("b1", "w2", "w1")
+    got, single = (lord(case, None, torch.full((len(case["x"]),), 0.1), needs=needs) for case in (many, one))
+    for name in needs:
+        expected = m * single[name].double()
+        assert ((got[name].double() - expected).abs() <= 16 * UNIT * expected.abs()).all(), name

@@ -46,7 +46,7 @@ LordWeights::LordWeights(const LordProblem& p, const LordKernels& kernels, Scrat
     } else {
         float* to = scratch.take<float>(packed_a(p));
         std::memset(to, 0, packed_a(p) * sizeof(float));
-        for (size_t j = 0; j < r; ++j) std::memcpy(to + j * lda, p.a + j * k, k * sizeof(float));
+        for (size_t j = 0; j < r; ++j) std::copy_n(p.a + j * k, k, to + j * lda);
         a = to;
     }
 
