@@ -14,6 +14,7 @@ import torch
 
 import lordfast
 from lordfast.ops import _native
+from lordfast.ops.choice import device_key
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,13 +39,6 @@ def find_device(name: str) -> torch.device:
             raise ValueError(f"device: {name!r} was asked for, torch finds {count} CUDA devices")
         device = torch.device("cuda", device.index or 0)
     return device
-
-
-def device_key(device: torch.device) -> str:
-    """The name under which measurements of a device are filed: "cpu-avx512", "cpu", "NVIDIA-H200"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device).replace(" ", "-")
-    return device.type if _native.C is None else f"{device.type}-{_native.C.cpu_isa()}"
 
 
 def cache_bytes(device: torch.device) -> int:
