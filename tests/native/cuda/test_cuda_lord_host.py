@@ -222,6 +222,35 @@ def test_the_fold_costs_no_digits(on_host, new_case, case_of):
     assert own**0.5 <= 2 * eager**0.5
 
 
+def alternating(*shape):
+    """Numbers of order one on top of +-4096, which cancel in sums: what is left has lost 12 bits if summed in fp32."""
+    sign = 1.0 - 2.0 * (torch.arange(shape[0]) % 2)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return 4096.0 * sign.reshape(-1, *[1] * (len(shape) - 1)) + noise
+
+
+def test_the_fold_is_summed_in_double(on_host, new_case, case_of):
+    case = new_case((6,), 16, 258, 3, 4)
+    replaced = {"lord_B": alternating(258, 3), "w1": torch.ones(4, 258), "b1": torch.zeros(4)}
+    names = ("x", "weight", "bias", "lord_A", "lord_B", "lord_B_adv", "w1", "b1", "w2", "b2")
+    case = case_of([replaced.get(name, t) for name, t in zip(names, case.tensors, strict=True)], case)
+    exact = case.to(torch.float64).eager()[1]
+    assert error(case.fused()[1], exact) ** 0.5 <= 1e-6 * error(exact, 0) ** 0.5
+
+
+def test_the_gradient_of_the_fold_is_summed_in_double(on_host, new_case, case_of):
+    """All rows alike, the gate in its linear part: dP is the sum of grad_logit times numbers that all rows share."""
+    case = new_case((500,), 16, 8, 3, 4, activation="relu")
+    x, weight, bias, a, b, b_adv, w1, b1, _, b2 = case.tensors
+    powers = torch.tensor([1.0, -2.0, 0.5, 4.0])  # exact factors
+    case = case_of([x[:1].expand(500, 16), weight, bias, a, b, b_adv, w1, b1.abs() + 100, powers, b2], case)
+    results = []
+    for which, dtype in (("fused", torch.float32), ("eager", torch.float64)):
+        leaves = case.to(dtype).leaves("w1")
+        results.append(torch.autograd.grad(getattr(leaves, which)()[1], leaves["w1"], alternating(500).to(dtype))[0])
+    assert error(*results) ** 0.5 <= 1e-6 * error(results[1], 0) ** 0.5
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -45,9 +45,9 @@ def check(sanitized, lines):
 
 def test_pgd_step(sanitized):
     shapes = [(1, 1), (2, 7), (3, 33), (1, 4095), (2, 4097), (1, 9003)]
-    offsets = [(0, 0), (1, 1), (3, 0)]
+    offsets = ["0 0 0 0", "1 1 1 1", "3 3 3 0", "0 1 0 0", "0 0 1 0", "1 0 0 0"]
     cases = itertools.product(shapes, range(3), range(2), offsets)
-    check(sanitized, [f"pgd {b} {n} {d} {norm} {i} {o}" for (b, n), d, norm, (i, o) in cases])
+    check(sanitized, [f"pgd {b} {n} {d} {norm} {at}" for (b, n), d, norm, at in cases])
 
 
 LORD = [  # m, k, n, rank, hidden, batch

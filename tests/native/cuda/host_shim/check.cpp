@@ -95,12 +95,12 @@ void lord(std::istream& line) {
 }
 
 void pgd(std::istream& line) {
-    int64_t batch, numel, offset, out_offset;
+    int64_t batch, numel, offsets[4];
     int dtype, norm;
-    line >> batch >> numel >> dtype >> norm >> offset >> out_offset;
+    line >> batch >> numel >> dtype >> norm >> offsets[0] >> offsets[1] >> offsets[2] >> offsets[3];
     const int size = itemsize(dtype_of(dtype));
-    Array x(batch * numel, size, offset), x0(batch * numel, size, offset), g(batch * numel, size, offset);
-    Array out(batch * numel, size, out_offset);
+    Array x(batch * numel, size, offsets[0]), x0(batch * numel, size, offsets[1]), g(batch * numel, size, offsets[2]);
+    Array out(batch * numel, size, offsets[3]);
     for (Array* t : {&x, &x0, &g}) t->draw(dtype_of(dtype));
     const PgdStep step{x.get(), x0.get(), g.get(), out.get(), batch, numel, dtype_of(dtype), static_cast<Norm>(norm),
                        0.1f,    0.2f,     -1.0f,   1.0f,      1.0f};
