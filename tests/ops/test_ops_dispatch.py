@@ -186,8 +186,8 @@ def test_native_is_chosen_on_the_cpu(make_case, monkeypatch, dtype):
     spied = {op: Kernel(lambda *args, k=k: (seen.append(1), k.run(*args))[1], k.refuses) for op, k in native.items()}
     backend = Backend(name="native", priority=10, missing=lambda: None, kernels=spied)
     monkeypatch.setattr(dispatch, "BACKENDS", {"native": backend, "reference": dispatch.BACKENDS["reference"]})
-    dispatch._candidates.cache_clear()
+    dispatch._ordered.cache_clear()
     y, _ = make_case(dtype=dtype, trainable=torch.float32).leaves().fused()
     y.sum().backward()
-    dispatch._candidates.cache_clear()
+    dispatch._ordered.cache_clear()
     assert len(seen) == 2

@@ -23,7 +23,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_prints_a_table_and_writes_the_rows(tmp_path, capsys):
     assert main([*TINY, "--dtype", "bf16", "--gate-hidden", "8", "--out", str(tmp_path / "b.csv")]) == 0
     out = capsys.readouterr().out
-    for word in ("image 24 20->16", "text 24 20->12", "fwd+bwd", "LoRA 2r", "reference", "b.csv"):
+    for word in ("image 24 20->16", "text 24 20->12", "fwd+bwd", "LoRA 2r", "native", "b.csv"):
         assert word in out
     rows = read_rows(tmp_path / "b.csv")
     assert {row["dtype"] for row in rows} == {"bf16"} and {row["H"] for row in rows} == {"8"}
