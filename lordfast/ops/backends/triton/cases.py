@@ -1,0 +1,2 @@
+def refuses_forward(*a): return None
+refuses_backward = refuses_qkv = refuses_forward
