@@ -15,15 +15,12 @@ _FOLD = 4096
 
 
 class Layout(NamedTuple):
-    """The packing of a rank in one dtype: G groups of RQ columns, D dots (kernels/device.py)."""
+    """The packing of a rank in one dtype: G groups of RQ columns, D dots, C groups carried on (kernels/device.py)."""
 
     RQ: int
     G: int
     D: int
-
-    @property
-    def columns(self) -> int:
-        return self.RQ * self.G
+    C: int
 
 
 def layout_of(rank: int, dtype: torch.dtype) -> Layout:
@@ -31,7 +28,7 @@ def layout_of(rank: int, dtype: torch.dtype) -> Layout:
     rq = max(_LEAST[dtype], power_of_two(rank))
     # fp16's low part has a scale of its own, so both parts must have columns of their own.
     groups = 2 if dtype == torch.float16 else max(1, 16 // rq)
-    return Layout(rq, groups, -(-_PARTS[dtype] // groups))
+    return Layout(rq, groups, -(-_PARTS[dtype] // groups), 1 if rq >= 16 else groups)
 
 
 def fold_block(layout: Layout, rows: int = 16) -> int:

@@ -5,10 +5,9 @@ Imports triton through the kernels; imported by the operations here when one fir
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +18,18 @@ from .kernels import prep
 # Settled when the kernels were imported: a change of TRITON_INTERPRET after that has no effect on them.
 INTERPRETED: bool = isinstance(prep.prep_kernel, InterpretedFunction)
 
-_counts: Counter[str] | None = None
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel: its positional arguments, its constants and the compiler's options."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+_launches: list[Launch] | None = None
+_executes = True
 
 
 def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -31,21 +41,23 @@ def launch(kernel: Any, programs: int, like: Tensor, *args: Any, **options: Any)
     """Run `programs` programs of a kernel on torch's current stream of `like`'s device; none at all for 0."""
     if not programs:
         return
-    if _counts is not None:
-        _counts[kernel.fn.__name__] += 1
+    if _launches is not None:
+        _launches.append(Launch(kernel, args, options))
+    if not _executes:
+        return
     with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
         kernel[(programs,)](*args, **options)
 
 
 @contextmanager
-def counting() -> Iterator[Counter[str]]:
-    """The launches made inside, by kernel name; not to be nested."""
-    global _counts
-    _counts = Counter()
+def recording(*, execute: bool = True) -> Iterator[list[Launch]]:
+    """The launches made inside, which are only written down without `execute`; not to be nested."""
+    global _launches, _executes
+    _launches, _executes = [], execute
     try:
-        yield _counts
+        yield _launches
     finally:
-        _counts = None
+        _launches, _executes = None, True
 
 
 def matrix(t: Tensor, rows: int) -> Tensor:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .device import narrow, operand, part_of, part_scale
-from .reduce import add_partials
+from .reduce import sum_into
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def _da(
 def dx_kernel(
     dy, w, du, a, x, dx, pa, pp, dp, M, N, K, R, H, row_blocks, tiles, sdm, sdn, swn, swk, sxm, sxk,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
-    RP: tl.constexpr, RQ: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+    RP: tl.constexpr, RQ: tl.constexpr, G: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
     EVEN_N: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = dy.dtype.element_ty
@@ -108,6 +108,4 @@ def dx_kernel(
                 at = (pid_m.to(tl.int64) * R + q)[:, None] * K + ks[None, :]
                 tl.store(pa + at, share, mask=(q < R)[:, None] & (ks < K)[None, :])
     elif pp is not None:
-        es = (pid - tiles).to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
-        mask = es < H * R
-        tl.store(dp + es, add_partials(pp, es, mask, H * R, row_blocks, BLOCK_E).to(tl.float32), mask=mask)
+        sum_into(dp, pp, pid - tiles, H * R, row_blocks, tl.full((), 1.0, tl.float64), BLOCK_E)

@@ -4,7 +4,8 @@
 once: the columns hold G groups of RQ, and group g holds the g-th part of each number in x's dtype (high, middle, low;
 together 24 bits). A sum over the groups is the product with the unrounded numbers. At rank 4 and bf16 the three parts
 fit the 16 columns that one dot has anyway; where fewer groups fit, D dots follow each other.
-CP = G * RQ is the number of columns, all powers of two.
+CP = G * RQ is the number of columns, all powers of two. Sums carry C groups on: G where only together they are as many
+columns as the next dot wants, else 1.
 
 The interpreter multiplies bf16 wrongly and truncates on a cast to it: UPCAST keeps bf16 numbers in fp32 there.
 """
@@ -82,6 +83,15 @@ def add_groups(v, ROWS: tl.constexpr, RQ: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
+def carried(v, ROWS: tl.constexpr, RQ: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
+    """(ROWS, G * RQ) -> (ROWS, C * RQ)."""
+    if C == G:
+        return v
+    else:
+        return add_groups(v, ROWS, RQ, G)
+
+
+@triton.jit
 def sigmoid(z):
     return 1.0 / (1.0 + tl.exp(-z))
 
@@ -132,9 +142,9 @@ def fold_rows(w1, b, hs, N, R, H, scaling, ROWS: tl.constexpr, RQ: tl.constexpr,
 
 @triton.jit
 def gate_weights(
-    w1, b, p, h0, N, R, H, scaling, EVERY: tl.constexpr, RQ: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr
+    w1, b, p, h0, N, R, H, scaling, EVERY: tl.constexpr, RQ: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """HIDDEN rows of P from h0 on, (HIDDEN, G * RQ): in every group, or in the first and zeros in the others.
+    """HIDDEN rows of P from h0 on, (HIDDEN, C * RQ): in every group, or in the first and zeros in the others.
 
     Read from `p` (H, R), or folded on the spot where that is None.
     """
@@ -144,10 +154,10 @@ def gate_weights(
     else:
         j = tl.arange(0, RQ)
         rows = tl.load(p + hs[:, None] * R + j[None, :], mask=(hs < H)[:, None] & (j < R)[None, :], other=0.0)
-    if G == 1:
+    if C == 1:
         return rows
     else:
-        wide = tl.broadcast_to(rows[:, None, :], (HIDDEN, G, RQ))
+        wide = tl.broadcast_to(rows[:, None, :], (HIDDEN, C, RQ))
         if not EVERY:
-            wide = tl.where((tl.arange(0, G) == 0)[None, :, None], wide, 0.0)
-        return tl.reshape(wide, (HIDDEN, G * RQ))
+            wide = tl.where((tl.arange(0, C) == 0)[None, :, None], wide, 0.0)
+        return tl.reshape(wide, (HIDDEN, C * RQ))

@@ -13,17 +13,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .device import HIDDEN, activate, add_groups, gate_weights, narrow, operand, part_of, part_scale, sigmoid
+from .device import HIDDEN, activate, add_groups, carried, gate_weights, narrow, operand, part_of, part_scale, sigmoid
 
 
 @triton.jit
 def _products(
     x, w, a, rows, ns, M, N, K, R, sxm, sxk, swn, swk,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    RQ: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+    RQ: tl.constexpr, G: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """x W^T, (BLOCK_M, BLOCK_N), and u in packed columns, (BLOCK_M, G * RQ), in one loop over K; zeros without w or a."""
+    """x W^T, (BLOCK_M, BLOCK_N), and u, (BLOCK_M, C * RQ), in one loop over K; zeros without w or a."""
     CP: tl.constexpr = G * RQ
     dtype: tl.constexpr = x.dtype.element_ty
     c = tl.arange(0, CP)
@@ -53,20 +53,20 @@ def _products(
                 u = tl.dot(xt, part_of(at, group[None, :], d * G, dtype, G, UPCAST), u, input_precision="ieee")
             a_at += BLOCK_K
         x_at += BLOCK_K * sxk
-    return acc, u * part_scale(group, dtype)[None, :]
+    return acc, carried(u * part_scale(group, dtype)[None, :], BLOCK_M, RQ, G, C)
 
 
 @triton.jit
 def _logit(
     u, w1, b, p, b1, w2, b2, N, R, H, scaling,
-    BLOCK_M: tl.constexpr, RQ: tl.constexpr, G: tl.constexpr, BLOCK_F: tl.constexpr, ACT: tl.constexpr,
+    BLOCK_M: tl.constexpr, RQ: tl.constexpr, C: tl.constexpr, BLOCK_F: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """w2 . act(P u + b1) + b2, (BLOCK_M,), from u in packed columns."""
+    """w2 . act(P u + b1) + b2, (BLOCK_M,), from u in C groups."""
     logit = tl.zeros((BLOCK_M,), tl.float32)
     for h0 in range(0, H, HIDDEN):
         hs = h0 + tl.arange(0, HIDDEN)
         h_mask = hs < H
-        weights = tl.trans(gate_weights(w1, b, p, h0, N, R, H, scaling, True, RQ, G, BLOCK_F))
+        weights = tl.trans(gate_weights(w1, b, p, h0, N, R, H, scaling, True, RQ, C, BLOCK_F))
         offset = tl.load(b1 + hs, mask=h_mask, other=0.0).to(tl.float32)
         z = tl.dot(u, weights, input_precision="ieee") + offset[None, :]
         out = tl.load(w2 + hs, mask=h_mask, other=0.0).to(tl.float32)
@@ -76,11 +76,11 @@ def _logit(
 
 @triton.jit
 def _store_gate(
-    u, logit, u_out, logit_out, rows, M, R, BLOCK_M: tl.constexpr, RQ: tl.constexpr, G: tl.constexpr
+    u, logit, u_out, logit_out, rows, M, R, BLOCK_M: tl.constexpr, RQ: tl.constexpr, C: tl.constexpr
 ):  # fmt: skip
     j = tl.arange(0, RQ)
     mask = rows < M
-    tl.store(u_out + rows[:, None] * R + j[None, :], add_groups(u, BLOCK_M, RQ, G), mask=mask[:, None] & (j < R)[None, :])
+    tl.store(u_out + rows[:, None] * R + j[None, :], add_groups(u, BLOCK_M, RQ, C), mask=mask[:, None] & (j < R)[None, :])
     tl.store(logit_out + rows, logit, mask=mask)
 
 
@@ -89,7 +89,7 @@ def _tile(
     x, w, bias, a, b, b_adv, w1, b1, w2, b2, p, y, logit_at, u_at, pid_m, pid_n,
     M, N, K, R, H, sxm, sxk, swn, swk, tokens, scaling,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_F: tl.constexpr,
-    RQ: tl.constexpr, G: tl.constexpr, D: tl.constexpr, ACT: tl.constexpr, GIVEN: tl.constexpr,
+    RQ: tl.constexpr, G: tl.constexpr, D: tl.constexpr, C: tl.constexpr, ACT: tl.constexpr, GIVEN: tl.constexpr,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One tile of y. GIVEN: u and the samples' logits (one for `tokens` rows) are read, not formed."""
@@ -97,19 +97,19 @@ def _tile(
     rows = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     ns = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask, n_mask = rows < M, ns < N
-    c = tl.arange(0, G * RQ)
+    c = tl.arange(0, C * RQ)
     j = c % RQ
     if GIVEN:
         acc, _ = _products(x, w, None, rows, ns, M, N, K, R, sxm, sxk, swn, swk,
-                           BLOCK_M, BLOCK_N, BLOCK_K, RQ, G, D, EVEN_K, PRECISION, UPCAST)  # fmt: skip
+                           BLOCK_M, BLOCK_N, BLOCK_K, RQ, G, D, C, EVEN_K, PRECISION, UPCAST)  # fmt: skip
         u = tl.load(u_at + rows[:, None] * R + c[None, :], mask=row_mask[:, None] & (c < R)[None, :], other=0.0)
         logit = tl.load(logit_at + rows // tokens, mask=row_mask, other=0.0)
     else:
         acc, u = _products(x, w, a, rows, ns, M, N, K, R, sxm, sxk, swn, swk,
-                           BLOCK_M, BLOCK_N, BLOCK_K, RQ, G, D, EVEN_K, PRECISION, UPCAST)  # fmt: skip
-        logit = _logit(u, w1, b, p, b1, w2, b2, N, R, H, scaling, BLOCK_M, RQ, G, BLOCK_F, ACT)
+                           BLOCK_M, BLOCK_N, BLOCK_K, RQ, G, D, C, EVEN_K, PRECISION, UPCAST)  # fmt: skip
+        logit = _logit(u, w1, b, p, b1, w2, b2, N, R, H, scaling, BLOCK_M, RQ, C, BLOCK_F, ACT)
         if pid_n == 0:  # no two programs write the same address
-            _store_gate(u, logit, u_at, logit_at, rows, M, R, BLOCK_M, RQ, G)
+            _store_gate(u, logit, u_at, logit_at, rows, M, R, BLOCK_M, RQ, C)
     lam = sigmoid(logit)
     branch = ns.to(tl.int64)[None, :] * R + j[:, None]
     branch_mask = n_mask[None, :] & (j < R)[:, None]
@@ -126,7 +126,7 @@ def _tile(
 def forward_kernel(
     x, w, bias, a, b, b_adv, w1, b1, w2, b2, p, y, logit, u, M, N, K, R, H, sxm, sxk, swn, swk, tokens, scaling,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_F: tl.constexpr,
-    RQ: tl.constexpr, G: tl.constexpr, D: tl.constexpr, ACT: tl.constexpr, GIVEN: tl.constexpr,
+    RQ: tl.constexpr, G: tl.constexpr, D: tl.constexpr, C: tl.constexpr, ACT: tl.constexpr, GIVEN: tl.constexpr,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     # Tiles that share rows of x come one after the other, so that x is read from memory once and then from L2.
@@ -135,7 +135,7 @@ def forward_kernel(
     _tile(
         x, w, bias, a, b, b_adv, w1, b1, w2, b2, p, y, logit, u, pid // tiles_n, pid % tiles_n,
         M, N, K, R, H, sxm, sxk, swn, swk, tokens, tl.full((), scaling, tl.float32),
-        BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_F, RQ, G, D, ACT, GIVEN, EVEN_K, PRECISION, UPCAST,
+        BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_F, RQ, G, D, C, ACT, GIVEN, EVEN_K, PRECISION, UPCAST,
     )  # fmt: skip
 
 
@@ -143,16 +143,16 @@ def forward_kernel(
 def token_gate_kernel(
     x, a, b, w1, b1, w2, b2, p, logit, u, M, N, K, R, H, sxm, sxk, scaling,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_F: tl.constexpr,
-    RQ: tl.constexpr, G: tl.constexpr, D: tl.constexpr, ACT: tl.constexpr,
+    RQ: tl.constexpr, G: tl.constexpr, D: tl.constexpr, C: tl.constexpr, ACT: tl.constexpr,
     EVEN_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """u and the tokens' logits alone: a sample's lambda takes the mean of its tokens' logits before any y is known."""
     scaling = tl.full((), scaling, tl.float32)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     _, packed = _products(x, None, a, rows, tl.arange(0, 16), M, N, K, R, sxm, sxk, 0, 0,
-                          BLOCK_M, 16, BLOCK_K, RQ, G, D, EVEN_K, "ieee", UPCAST)  # fmt: skip
-    logits = _logit(packed, w1, b, p, b1, w2, b2, N, R, H, scaling, BLOCK_M, RQ, G, BLOCK_F, ACT)
-    _store_gate(packed, logits, u, logit, rows, M, R, BLOCK_M, RQ, G)
+                          BLOCK_M, 16, BLOCK_K, RQ, G, D, C, EVEN_K, "ieee", UPCAST)  # fmt: skip
+    logits = _logit(packed, w1, b, p, b1, w2, b2, N, R, H, scaling, BLOCK_M, RQ, C, BLOCK_F, ACT)
+    _store_gate(packed, logits, u, logit, rows, M, R, BLOCK_M, RQ, C)
 
 
 @triton.jit
@@ -171,7 +171,7 @@ def qkv_kernel(
     w1_q, w1_k, w1_v, b1_q, b1_k, b1_v, w2_q, w2_k, w2_v, b2_q, b2_k, b2_v, y, logit, u,
     M, N, K, R, H, sxm, sxk, scaling,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_F: tl.constexpr,
-    RQ: tl.constexpr, G: tl.constexpr, D: tl.constexpr, ACT: tl.constexpr,
+    RQ: tl.constexpr, G: tl.constexpr, D: tl.constexpr, C: tl.constexpr, ACT: tl.constexpr,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Three projections of the same x: the tiles of all three for the same rows follow each other, so x stays in L2."""
@@ -189,5 +189,5 @@ def qkv_kernel(
         _pick(which, w2_q, w2_k, w2_v), _pick(which, b2_q, b2_k, b2_v), None,
         y + slab * N, logit + slab, u + slab * R, pid // (3 * tiles_n), pid_n,
         M, N, K, R, H, sxm, sxk, K, 1, 1, tl.full((), scaling, tl.float32),
-        BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_F, RQ, G, D, ACT, False, EVEN_K, PRECISION, UPCAST,
+        BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_F, RQ, G, D, C, ACT, False, EVEN_K, PRECISION, UPCAST,
     )  # fmt: skip

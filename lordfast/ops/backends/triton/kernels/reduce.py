@@ -16,7 +16,7 @@ _BLOCKS = tl.constexpr(32)
 
 
 @triton.jit
-def add_partials(partials, es, mask, size, count, BLOCK_E: tl.constexpr):
+def _add_partials(partials, es, mask, size, count, BLOCK_E: tl.constexpr):
     """The entries `es` of `count` partials of `size` numbers each, summed, (BLOCK_E,) fp64."""
     total = tl.zeros((BLOCK_E,), tl.float64)
     for i0 in range(0, count, _BLOCKS):
@@ -27,10 +27,11 @@ def add_partials(partials, es, mask, size, count, BLOCK_E: tl.constexpr):
 
 
 @triton.jit
-def _sum_into(grad, partials, block, size, count, scale, BLOCK_E: tl.constexpr):
+def sum_into(grad, partials, block, size, count, scale, BLOCK_E: tl.constexpr):
+    """The entries of one block of a gradient: `scale` (fp64) times the sum of their partials."""
     es = block.to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
     mask = es < size
-    total = (add_partials(partials, es, mask, size, count, BLOCK_E) * scale).to(tl.float32)
+    total = (_add_partials(partials, es, mask, size, count, BLOCK_E) * scale).to(tl.float32)
     tl.store(grad + es, total.to(grad.dtype.element_ty), mask=mask)
 
 
@@ -40,7 +41,7 @@ def _b_into(grad, partials, w1, dp, block, N, R, H, count, scale, BLOCK_E: tl.co
     es = block.to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
     mask = es < size
     n, j = es // R, es % R
-    total = add_partials(partials, es, mask, size, count, BLOCK_E)
+    total = _add_partials(partials, es, mask, size, count, BLOCK_E)
     for h0 in range(0, H, _BLOCKS):
         h = (h0 + tl.arange(0, _BLOCKS)).to(tl.int64)
         here = (h < H)[:, None] & mask[None, :]
@@ -81,21 +82,21 @@ def reduce_kernel(
     in_b2 = in_w2 - blocks_w2
     if in_b < 0:
         if d_a is not None:
-            _sum_into(d_a, pa, pid, R * K, tiles_m, one, BLOCK_E)
+            sum_into(d_a, pa, pid, R * K, tiles_m, one, BLOCK_E)
     elif in_b_adv < 0:
         if d_b is not None:
             _b_into(d_b, pb, w1, dp, in_b, N, R, H, row_blocks, scale, BLOCK_E)
     elif in_w1 < 0:
         if d_b_adv is not None:
-            _sum_into(d_b_adv, pb_adv, in_b_adv, N * R, row_blocks, scale, BLOCK_E)
+            sum_into(d_b_adv, pb_adv, in_b_adv, N * R, row_blocks, scale, BLOCK_E)
     elif in_b1 < 0:
         if d_w1 is not None:
             _w1_into(d_w1, b, dp, in_w1, N, R, H, scale, RQ, BLOCK_E)
     elif in_w2 < 0:
         if d_b1 is not None:
-            _sum_into(d_b1, pb1, in_b1, H, row_blocks, one, BLOCK_E)
+            sum_into(d_b1, pb1, in_b1, H, row_blocks, one, BLOCK_E)
     elif in_b2 < 0:
         if d_w2 is not None:
-            _sum_into(d_w2, pw2, in_w2, H, row_blocks, one, BLOCK_E)
+            sum_into(d_w2, pw2, in_w2, H, row_blocks, one, BLOCK_E)
     elif d_b2 is not None:
-        _sum_into(d_b2, pb2, in_b2, 1, row_blocks, one, BLOCK_E)
+        sum_into(d_b2, pb2, in_b2, 1, row_blocks, one, BLOCK_E)
