@@ -8,6 +8,8 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["DIFFUSERS_VERBOSITY"] = "error"
 
 import copy
+import importlib
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+# Without a GPU the Triton kernels are interpreted. Triton settles that for the functions of its own that they call when it
+# is imported, and diffusers imports it: before that, then, and only for as long as it takes.
+if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    with pytest.MonkeyPatch.context() as _patch:
+        _patch.setenv("TRITON_INTERPRET", "1")
+        importlib.import_module("triton")
 
 if TYPE_CHECKING:
     from lordfast.diffusion import LatentDiffusion
@@ -115,7 +125,6 @@ def save_sd15(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     Same block types and layers as SD1.5, so the same 128 attention targets; widths (32, 32, 64, 64), latents of 8 x 8
     for images of 64 x 64. The keyword arguments override configs.
     """
-    import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from .backends import Backend, load_backends
+from .backends._base import first_tensor
 
 ENV_VARIABLE = "LORDFAST_BACKEND"
 BACKENDS: dict[str, Backend] = load_backends()
@@ -69,7 +70,7 @@ def run(op: str, backend: str, *args: Any) -> Any:
         check_backend_name(f"the environment variable {ENV_VARIABLE}", backend)
         return _run_forced(op, backend, f"{ENV_VARIABLE}={backend}", args)
     refused: list[tuple[str, str]] = []
-    for candidate in _candidates(op):
+    for candidate in _candidates(op, first_tensor(args).device.type):
         kernel = candidate.kernels[op]
         why = candidate.missing() or kernel.refuses(*args)
         if why is None:
@@ -92,8 +93,8 @@ def _run_forced(op: str, name: str, how: str, args: tuple[Any, ...]) -> Any:
 
 
 @cache
-def _candidates(op: str) -> tuple[Backend, ...]:
-    return tuple(backend for backend in BACKENDS.values() if op in backend.kernels)
+def _candidates(op: str, device: str) -> tuple[Backend, ...]:
+    return tuple(b for b in BACKENDS.values() if op in b.kernels and (b.devices is None or device in b.devices))
 
 
 def _say_once(op: str, name: str, why: str, instead: str) -> None:

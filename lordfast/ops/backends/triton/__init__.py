@@ -23,9 +23,11 @@ from .cases import refuses_backward, refuses_forward, refuses_qkv
 def _missing() -> str | None:
     if not _has_triton():
         return "triton is not installed"
-    if _has_cuda() or os.environ.get("TRITON_INTERPRET") == "1":
+    if _has_cuda():
         return None
-    return "no CUDA device (TRITON_INTERPRET=1 runs it on CPU tensors, for tests)"
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "no CUDA device (TRITON_INTERPRET=1 runs it on CPU tensors, for tests)"
+    return None if _interprets() else "no CUDA device (TRITON_INTERPRET=1 was set after triton had been imported)"
 
 
 @cache
@@ -36,6 +38,13 @@ def _has_triton() -> bool:
 @cache
 def _has_cuda() -> bool:
     return torch.cuda.is_available()
+
+
+@cache
+def _interprets() -> bool:
+    # Triton compiles or interprets its own device functions for good, by what was set at its import.
+    language = importlib.import_module("triton.language")
+    return isinstance(language.cdiv, importlib.import_module("triton.runtime.interpreter").InterpretedFunction)
 
 
 def _lazily(name: str) -> Callable[..., Any]:

@@ -74,7 +74,8 @@ def variants() -> Iterator[Variant]:
         for dtype in ("float32",) if row.itemsize == 4 else ("bfloat16", "float16"):
             yield Variant(i, dtype, row.max_rank)
         wide = "float32" if row.itemsize == 4 else "bfloat16"
-        yield Variant(i, wide, 4)
+        if row.least_rank == 1:
+            yield Variant(i, wide, 4)
         yield Variant(i, wide, row.max_rank, gate="sample")
         if row.kernel not in met:
             yield Variant(i, wide, 1, ones=True)
@@ -98,7 +99,7 @@ def launches(variant: Variant) -> list[Launch]:
     with recording(execute=False) as made:
         y, gate_logit, u = lord_forward(_partner("forward", config, r), x, weight, bias, *parameters, *options)
         if config.kernel == "forward":
-            if not per_sample:
+            if not per_sample and config.fold == "kernel":
                 roles = [[t] * 3 for t in (weight, bias, *parameters)]
                 lord_qkv_forward(config, x, *roles, *options)
         else:

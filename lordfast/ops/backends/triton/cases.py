@@ -95,8 +95,9 @@ def _refuses(case: Case, parameters: Any) -> str | None:
         return f"it computes in bfloat16, float16 and float32 only, x is {case.dtype}"
     if case.r > MAX_RANK:
         return f"it takes ranks up to {MAX_RANK}, this is {case.r}"
-    if case.n * max(case.k, case.h) >= _LARGEST:
-        return f"its weights have fewer than 2^31 entries, N = {case.n}, K = {case.k}, H = {case.h}"
+    widest = max(case.n, case.k, MAX_RANK)
+    if max(case.m, widest * max(case.h, MAX_RANK), case.n * case.k) >= _LARGEST:
+        return f"it counts tokens and weights in 31 bits; M = {case.m}, N = {case.n}, K = {case.k}, H = {case.h}"
     for t in parameters:
         if t.dtype not in DTYPES:
             return f"it takes parameters in bfloat16, float16 and float32 only, one is {t.dtype}"

@@ -29,6 +29,7 @@ class Config:
     why: str
     itemsize: int = 2  # bytes of an element of x
     max_rank: int = 64
+    least_rank: int = 1
     least_m: int = 0
     most_m: int = ANY
     fold: str = "kernel"  # P is folded in every program of the kernel, or by "prep" in a launch of its own
@@ -41,7 +42,7 @@ class Config:
 
     def takes(self, kernel: str, itemsize: int, rank: int, m: int, gate: int) -> bool:
         same = kernel == self.kernel and itemsize == self.itemsize
-        return same and rank <= self.max_rank and self.least_m <= m <= self.most_m and gate >= self.least_gate
+        return same and self.least_rank <= rank <= self.max_rank and self.least_m <= m <= self.most_m and gate >= self.least_gate
 
     def tile(self) -> dict[str, int]:
         return {name: value for name, value in asdict(self).items() if name.startswith("BLOCK_")}
@@ -52,28 +53,34 @@ class Config:
 TABLE = (
     Config("wide", "forward", 128, 128, 32, 8, 3, "fewest rereads of x and u's columns; 384 tiles at 16384 x 320",
            max_rank=16, least_m=2048),
-    Config("tall", "forward", 128, 64, 64, 4, 3, "320 is five whole tiles of 64, where tiles of 128 waste a sixth",
+    Config("tall", "forward", 128, 64, 64, 8, 3, "320 is five whole tiles of 64, where tiles of 128 waste a sixth",
            max_rank=16, least_m=512),
     Config("square", "forward", 64, 64, 64, 4, 3, "enough tiles for every SM at 1024 x 1280 and at small batches",
            max_rank=32),
     Config("low", "forward", 32, 64, 64, 4, 3, "text keys and values: 77 to 308 rows have few tiles of 64",
            max_rank=32, most_m=512),
     Config("square-prep", "forward", 64, 64, 64, 4, 3, "a gate so large that folding it in every tile outweighs a launch",
-           max_rank=32, fold="prep", least_gate=20_000),
-    Config("high-rank", "forward", 32, 64, 32, 4, 2, "ranks to 64 need up to 128 packed columns, so fewer rows"),
+           max_rank=16, fold="prep", least_gate=20_000),
+    Config("high-rank", "forward", 32, 64, 32, 4, 2, "ranks to 64 need up to 128 packed columns, so fewer rows",
+           least_rank=33),
     Config("tall", "rows", 64, 64, 0, 4, 2, "256 programs at 16384 rows, partials a fifth of dY's bytes",
            max_rank=16, least_m=2048),
-    Config("low", "rows", 16, 128, 0, 4, 2, "64 programs at 1024 rows; one program walks all of N, so rows are few",
+    Config("low", "rows", 16, 64, 0, 4, 2, "64 programs at 1024 rows; one program walks all of N, so rows are few",
            max_rank=16),
-    Config("low-prep", "rows", 16, 128, 0, 4, 2, "a gate so large that folding it in every program outweighs a launch",
+    Config("low-prep", "rows", 16, 64, 0, 4, 2, "a gate so large that folding it in every program outweighs a launch",
            max_rank=16, fold="prep", least_gate=20_000),
-    Config("high-rank", "rows", 16, 64, 0, 4, 1, "v1 and v2 of ranks to 64 are 256 packed columns together"),
+    Config("high-rank", "rows", 16, 32, 0, 4, 2, "v1 and v2 of ranks to 64 are 128 columns together, C as many again",
+           least_rank=17),
     Config("wide", "dx", 128, 64, 128, 8, 3, "the widest tile of dx, so that dY is read least", least_m=2048, max_rank=16),
     Config("square", "dx", 64, 64, 64, 4, 3, "320, 640 and 1280 are whole numbers of it; enough tiles at 1024 x 1280",
            max_rank=32),
-    Config("high-rank", "dx", 64, 32, 32, 4, 2, "ranks to 64 need up to 128 packed rows for dA"),
-    Config("fp32", "forward", 32, 32, 32, 4, 2, "fp32 products run on the FMA units, a register a number", itemsize=4),
-    Config("fp32", "rows", 16, 32, 0, 4, 1, "as above", itemsize=4),
+    Config("high-rank", "dx", 64, 32, 32, 4, 2, "ranks to 64 need up to 128 packed rows for dA",
+           least_rank=33),
+    Config("fp32", "forward", 32, 32, 32, 4, 2, "fp32 products run on the FMA units, a register a number", itemsize=4,
+           max_rank=32),
+    Config("fp32-high-rank", "forward", 16, 32, 16, 4, 3, "as above", itemsize=4, least_rank=33),
+    Config("fp32", "rows", 16, 32, 0, 4, 3, "as above", itemsize=4, max_rank=32),
+    Config("fp32-high-rank", "rows", 16, 16, 0, 4, 1, "as above", itemsize=4, least_rank=33),
     Config("fp32", "dx", 32, 32, 32, 4, 2, "as above", itemsize=4),
 )  # fmt: skip
 

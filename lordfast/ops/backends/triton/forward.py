@@ -131,7 +131,7 @@ def lord_qkv_forward(
         empty(x, (3, *lead, r), torch.float32),
     )
     small = (lord_A, lord_B, lord_B_adv, w1, b1, w2, b2)
-    if per_sample or not m or config.fold == "prep":
+    if per_sample or not m:
         for i in range(3):
             slabs = (outputs[0][i], outputs[1][i], outputs[2][i])
             parameters = tuple(t[i] for t in small)

@@ -111,6 +111,7 @@ def rows_kernel(
     scaling = tl.full((), scaling, tl.float32)
     pid = tl.program_id(0)
     rows = pid.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    samples = (pid * BLOCK_M + tl.arange(0, BLOCK_M)) // tokens
     row_mask = rows < M
     c = tl.arange(0, C * RQ)
     q = tl.arange(0, RQ)
@@ -119,7 +120,7 @@ def rows_kernel(
     narrow_mask = row_mask[:, None] & (q < R)[None, :]
     if STREAM:
         u_rep = tl.load(u + rows[:, None] * R + j[None, :], mask=row_mask[:, None] & (j < R)[None, :], other=0.0)
-        lam = sigmoid(tl.load(logit + rows // tokens, mask=row_mask, other=0.0))
+        lam = sigmoid(tl.load(logit + samples, mask=row_mask, other=0.0))
         v1, v2 = _stream(dy, u, lam, b, b_adv, pb, pb_adv, rows, pid, M, N, R, sdm, sdn, scaling,
                          BLOCK_M, BLOCK_N, RQ, G, D, C, UPCAST)  # fmt: skip
         own = tl.sum(v2 * u_rep, axis=1)
@@ -130,7 +131,7 @@ def rows_kernel(
             if grad_logit is not None:
                 dlogit += tl.load(grad_logit + rows, mask=row_mask, other=0.0).to(tl.float32)
         else:
-            dlogit = tl.load(grad_logit + rows // tokens, mask=row_mask, other=0.0)
+            dlogit = tl.load(grad_logit + samples, mask=row_mask, other=0.0)
         if DU:
             u_first = tl.load(u + rows[:, None] * R + c[None, :], mask=row_mask[:, None] & (c < R)[None, :], other=0.0)
             if not STREAM:

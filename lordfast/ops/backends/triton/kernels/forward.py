@@ -103,7 +103,7 @@ def _tile(
         acc, _ = _products(x, w, None, rows, ns, M, N, K, R, sxm, sxk, swn, swk,
                            BLOCK_M, BLOCK_N, BLOCK_K, RQ, G, D, C, EVEN_K, PRECISION, UPCAST)  # fmt: skip
         u = tl.load(u_at + rows[:, None] * R + c[None, :], mask=row_mask[:, None] & (c < R)[None, :], other=0.0)
-        logit = tl.load(logit_at + rows // tokens, mask=row_mask, other=0.0)
+        logit = tl.load(logit_at + (pid_m * BLOCK_M + tl.arange(0, BLOCK_M)) // tokens, mask=row_mask, other=0.0)
     else:
         acc, u = _products(x, w, a, rows, ns, M, N, K, R, sxm, sxk, swn, swk,
                            BLOCK_M, BLOCK_N, BLOCK_K, RQ, G, D, C, EVEN_K, PRECISION, UPCAST)  # fmt: skip

@@ -4,7 +4,8 @@
 
 Bytes: the partials once (those of (16384, 320, 320), rank 4, 128 rows each: 2 MB), and the parameters. FLOPs: H r for
 each entry of W1's and B's gradients. Floor: a launch's latency. Every program works on BLOCK_E entries of one gradient,
-laid out flat, whatever its shape; the sums over blocks of rows are trees of 32 added up in fp64.
+laid out flat, whatever its shape; the sums over blocks of rows are trees of 32 added up in fp64. No gradient here has
+2^31 entries (`cases` refuses that), so entries are counted in 32 bits: a 64-bit division is a call, with a stack.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def _add_partials(partials, es, mask, size, count, BLOCK_E: tl.constexpr):
 @triton.jit
 def sum_into(grad, partials, block, size, count, scale, BLOCK_E: tl.constexpr):
     """The entries of one block of a gradient: `scale` (fp64) times the sum of their partials."""
-    es = block.to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
+    es = block * BLOCK_E + tl.arange(0, BLOCK_E)
     mask = es < size
     total = (_add_partials(partials, es, mask, size, count, BLOCK_E) * scale).to(tl.float32)
     tl.store(grad + es, total.to(grad.dtype.element_ty), mask=mask)
@@ -38,12 +39,12 @@ def sum_into(grad, partials, block, size, count, scale, BLOCK_E: tl.constexpr):
 @triton.jit
 def _b_into(grad, partials, w1, dp, block, N, R, H, count, scale, BLOCK_E: tl.constexpr):
     size = N * R
-    es = block.to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
+    es = block * BLOCK_E + tl.arange(0, BLOCK_E)
     mask = es < size
     n, j = es // R, es % R
     total = _add_partials(partials, es, mask, size, count, BLOCK_E)
     for h0 in range(0, H, _BLOCKS):
-        h = (h0 + tl.arange(0, _BLOCKS)).to(tl.int64)
+        h = h0 + tl.arange(0, _BLOCKS)
         here = (h < H)[:, None] & mask[None, :]
         left = tl.load(w1 + h[:, None] * N + n[None, :], mask=here, other=0.0).to(tl.float32)
         right = tl.load(dp + h[:, None] * R + j[None, :], mask=here, other=0.0)
@@ -53,7 +54,7 @@ def _b_into(grad, partials, w1, dp, block, N, R, H, count, scale, BLOCK_E: tl.co
 
 @triton.jit
 def _w1_into(grad, b, dp, block, N, R, H, scale, RQ: tl.constexpr, BLOCK_E: tl.constexpr):
-    es = block.to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
+    es = block * BLOCK_E + tl.arange(0, BLOCK_E)
     mask = es < H * N
     h, n = es // N, es % N
     j = tl.arange(0, RQ)
