@@ -8,6 +8,8 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["DIFFUSERS_VERBOSITY"] = "error"
 
 import copy
+import importlib
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +23,13 @@ from PIL import Image
 from torch import Tensor
 
 import lordfast.ops as ops
+
+# Without a GPU the Triton kernels are interpreted. Triton settles that for the functions of its own that they call when it
+# is imported, and diffusers imports it: before that, then, and only for as long as it takes.
+if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    with pytest.MonkeyPatch.context() as _patch:
+        _patch.setenv("TRITON_INTERPRET", "1")
+        importlib.import_module("triton")
 
 if TYPE_CHECKING:
     from lordfast.diffusion import LatentDiffusion

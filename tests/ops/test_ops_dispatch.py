@@ -49,7 +49,7 @@ def test_available_backends():
     found = available_backends()
     assert list(found) == ["triton", "native", "reference"]
     assert found["reference"] == "ok"
-    assert found["triton"] == "not built: this version has no Triton kernels"
+    assert found["triton"] == "ok" or "no CUDA device" in found["triton"] or "not installed" in found["triton"]
     assert (found["native"] == "ok") == _native.available
     assert found["native"] == "ok" or _native.reason in found["native"]
 
@@ -89,7 +89,7 @@ def test_forced_backends_raise(make_case, extra):
         case.fused(backend="extra")
     with (
         use_backend("triton"),
-        pytest.raises(ValueError, match="'triton' was forced but can't run lord_forward here: not built"),
+        pytest.raises(ValueError, match="'triton' was forced but can't run lord_forward here: "),
     ):
         case.fused()
     extra.why = None
@@ -150,7 +150,7 @@ def test_names_are_checked(monkeypatch):
 
 def test_environment_forces(monkeypatch):
     monkeypatch.setenv("LORDFAST_BACKEND", "triton")
-    with pytest.raises(ValueError, match="LORDFAST_BACKEND=triton was forced but can't run pgd_step here: not built"):
+    with pytest.raises(ValueError, match="LORDFAST_BACKEND=triton was forced but can't run pgd_step here: "):
         step()
 
 
