@@ -11,6 +11,9 @@ namespace lordfast::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+// On a multiprocessor, so that one reads while another waits: 128 registers a thread. Without it, the compiler may
+// spill some to make room for three.
+constexpr int kBlocksEach = 2;
 constexpr int kWarps = kThreads / 32;
 constexpr int kGroup = 8;                   // lanes on one row
 constexpr int kGroups = kThreads / kGroup;  // rows that a block reads at once

@@ -70,9 +70,8 @@ __device__ void gate_rows(const Down& down, int64_t first, int rows) {
 }
 
 // `slices` warps share a strip of rows and split the depth among them.
-// Two blocks on a multiprocessor are enough, and said: for sm_80 nvcc otherwise aims at three, and spills.
 template <class T, int kColumns>
-__global__ __launch_bounds__(kThreads, 2) void down_kernel(Down down, int64_t product_blocks, int slices) {
+__global__ __launch_bounds__(kThreads, kBlocksEach) void down_kernel(Down down, int64_t product_blocks, int slices) {
     constexpr int kSize = kPack<T>;
     __shared__ __align__(16) float tile[kColumns][padded(kDepth)];
     __shared__ float sums[kWarps][kStrip][kColumns];

@@ -121,7 +121,8 @@ struct OuterPair {
 
 // A __grid_constant__ is read where it lies, whichever of the two is meant; else each thread would make a copy.
 template <class T>
-__global__ __launch_bounds__(kThreads) void outer_kernel(const __grid_constant__ OuterPair pair, GateSums sums) {
+__global__ __launch_bounds__(kThreads, kBlocksEach) void outer_kernel(const __grid_constant__ OuterPair pair,
+                                                                      GateSums sums) {
     const int64_t block = blockIdx.x, products = pair.blocks[0] + pair.blocks[1];
     if (block >= products) {
         gate_sums_block(sums, block - products);

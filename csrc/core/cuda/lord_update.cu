@@ -17,7 +17,7 @@ constexpr int kTileRows = kRows * kGroups;  // of a block
 constexpr int kColumns = 16;                // of the factors in shared memory
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void update_kernel(Update update, int64_t column_tiles) {
+__global__ __launch_bounds__(kThreads, kBlocksEach) void update_kernel(Update update, int64_t column_tiles) {
     constexpr int kSize = kPack<T>;
     __shared__ __align__(16) float thin[kColumns][padded(kRun<T>)];
     __shared__ __align__(16) float rows[kTileRows][padded(kColumns)];
