@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .configs import Config
-from .geometry import Layout, fold_block, layout_of
+from .geometry import Layout, fold_block, layout_of, prep_block
 from .kernels.forward import forward_kernel, qkv_kernel, token_gate_kernel
 from .kernels.prep import prep_kernel
 from .launch import INTERPRETED, cdiv, empty, launch, matrix
@@ -30,7 +30,7 @@ def folded(w1: Tensor, b: Tensor, scaling: float, layout: Layout) -> Tensor:
     """P = s W1 B, (H, r), in a launch of its own."""
     (h, n), r = w1.shape, b.shape[1]
     p = empty(b, (h, r), torch.float32)
-    launch(prep_kernel, h, b, w1, b, p, n, r, h, scaling, RQ=layout.RQ, BLOCK=fold_block(layout, rows=1), num_warps=4)
+    launch(prep_kernel, h, b, w1, b, p, n, r, h, scaling, RQ=layout.RQ, BLOCK=prep_block(layout), num_warps=4)
     return p
 
 

@@ -31,9 +31,14 @@ def layout_of(rank: int, dtype: torch.dtype) -> Layout:
     return Layout(rq, groups, -(-_PARTS[dtype] // groups), 1 if rq >= 16 else groups)
 
 
-def fold_block(layout: Layout, rows: int = 16) -> int:
-    """How much of N is folded at a time."""
-    return min(1024, _FOLD // (rows * layout.RQ))
+def fold_block(layout: Layout) -> int:
+    """How much of N is folded at a time beside the forward or backward pass, 16 rows of W1 at once."""
+    return _FOLD // (16 * layout.RQ)
+
+
+def prep_block(layout: Layout) -> int:
+    """How much of N is folded at a time in a launch of its own, a row of W1 at once and in fp64."""
+    return min(512, _FOLD // (2 * layout.RQ))
 
 
 def power_of_two(n: int) -> int:

@@ -67,13 +67,18 @@ class Store:
     def add(self, device: torch.device, bucket: str, choice: dict[str, str]) -> None:
         """Add one choice to the device's file, through a temporary file that is renamed."""
         path = self.path(device)
-        temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+        content = json.dumps({**self.read(device), bucket: choice}, indent=1, sort_keys=True)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = json.dumps({**self.read(device), bucket: choice}, indent=1, sort_keys=True)
-            temporary.write_text(content, encoding="utf-8")
-            os.replace(temporary, path)
+            _replace(path, content)
         except OSError as error:
             _log.warning("%s can't be written, the tuned Triton configuration is not kept: %s", path, error)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+def _replace(path: Path, content: str) -> None:
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

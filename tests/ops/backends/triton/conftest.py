@@ -51,9 +51,13 @@ def forced() -> Iterator[None]:
 
 @pytest.fixture
 def tiles(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Config]]:
-    """`tiles(m, n, k, fold="kernel")`: all kernels use tiles of this size from now on."""
+    """`tiles(m, n, k, entries, fold="kernel")`: all kernels use tiles of this size from now on.
 
-    def use(m: int = 16, n: int = 16, k: int = 16, **options: Any) -> dict[str, Config]:
+    The interpreter takes its time by the program: small tiles to test what depends on them, large ones for the rest.
+    """
+
+    def use(m: int = 16, n: int = 16, k: int = 16, entries: int = 64, **options: Any) -> dict[str, Config]:
+        monkeypatch.setattr(backward, "ENTRIES", entries)
         rows = {name: Config("test", name, m, n, k, 4, 1, "small", **options) for name in ("forward", "rows", "dx")}
         monkeypatch.setattr(tuning, "candidates", lambda kernel, *case: (rows[kernel],))
         return rows

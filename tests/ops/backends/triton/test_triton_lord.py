@@ -112,7 +112,7 @@ def strided(x):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_strides_make_no_difference(make_case, outcome, here, tiles, dtype):
-    tiles()
+    tiles(entries=128)
     case = here(make_case((2, 9), 18, 20, 3, 5, dtype=dtype, trainable=torch.float32))
     grad_y, grad_logit = cotangents(case)
     for x in strided(case["x"]):

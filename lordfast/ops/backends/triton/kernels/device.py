@@ -120,8 +120,10 @@ def activate_slope(z, ACT: tl.constexpr):
 
 
 @triton.jit
-def fold_rows(w1, b, hs, N, R, H, scaling, ROWS: tl.constexpr, RQ: tl.constexpr, BLOCK: tl.constexpr):
-    """P = s W1 B for the rows `hs`, (ROWS, RQ) fp32: trees over blocks of N, the blocks' sums added in fp64.
+def fold_rows(
+    w1, b, hs, N, R, H, scaling, ROWS: tl.constexpr, RQ: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr
+):
+    """P = s W1 B for the rows `hs`, (ROWS, RQ) fp32: short fp32 sums over blocks of N, added in fp64; all fp64 if WIDE.
 
     P's rounding is shared by all tokens and does not average out over them, so a running fp32 sum is too coarse.
     """
@@ -136,6 +138,8 @@ def fold_rows(w1, b, hs, N, R, H, scaling, ROWS: tl.constexpr, RQ: tl.constexpr,
         right = tl.load(
             b + ns.to(tl.int64)[:, None] * R + j[None, :], mask=n_mask[:, None] & (j < R)[None, :], other=0.0
         ).to(tl.float32)
+        if WIDE:
+            left, right = left.to(tl.float64), right.to(tl.float64)
         total += tl.sum(left[:, :, None] * right[None, :, :], axis=1).to(tl.float64)
     return (total * scaling).to(tl.float32)
 
@@ -150,7 +154,7 @@ def gate_weights(
     """
     hs = h0 + tl.arange(0, HIDDEN)
     if p is None:
-        rows = fold_rows(w1, b, hs, N, R, H, scaling, HIDDEN, RQ, BLOCK)
+        rows = fold_rows(w1, b, hs, N, R, H, scaling, HIDDEN, RQ, BLOCK, False)
     else:
         j = tl.arange(0, RQ)
         rows = tl.load(p + hs[:, None] * R + j[None, :], mask=(hs < H)[:, None] & (j < R)[None, :], other=0.0)

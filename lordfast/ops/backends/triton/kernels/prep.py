@@ -16,5 +16,5 @@ from .device import fold_rows
 def prep_kernel(w1, b, p, N, R, H, scaling, RQ: tl.constexpr, BLOCK: tl.constexpr):
     h = tl.program_id(0) + tl.arange(0, 1)
     j = tl.arange(0, RQ)
-    row = fold_rows(w1, b, h, N, R, H, tl.full((), scaling, tl.float32), 1, RQ, BLOCK)
+    row = fold_rows(w1, b, h, N, R, H, tl.full((), scaling, tl.float32), 1, RQ, BLOCK, True)
     tl.store(p + h[:, None] * R + j[None, :], row, mask=(j < R)[None, :])
