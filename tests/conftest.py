@@ -24,8 +24,8 @@ from torch import Tensor
 
 import lordfast.ops as ops
 
-# Without a GPU the Triton kernels are interpreted. Triton settles that for the functions of its own that they call when it
-# is imported, and diffusers imports it: before that, then, and only for as long as it takes.
+# Without a GPU the Triton kernels are interpreted. Triton settles that for the functions of its own that they call when
+# it is imported, and diffusers imports it: before that, then, and only for as long as it takes.
 if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     with pytest.MonkeyPatch.context() as _patch:
         _patch.setenv("TRITON_INTERPRET", "1")

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "bindings/activation.h"
 #include "bindings/bindings.h"
 #include "bindings/checks.h"
 #include "bindings/dtype.h"
@@ -11,13 +12,6 @@ namespace py = pybind11;
 
 namespace lordfast {
 namespace {
-
-Activation parse_activation(const std::string& activation) {
-    if (activation == "relu") return Activation::relu;
-    if (activation == "silu") return Activation::silu;
-    require(activation == "gelu", "activation", quoted(activation), "'relu', 'silu' or 'gelu'");
-    return Activation::gelu;
-}
 
 using Sizes = std::array<int64_t, 6>;        // batch, tokens, k, n, r, h
 using Weights = std::array<uintptr_t, 7>;    // lord_A, lord_B, lord_B_adv, w1, b1, w2, b2

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "bindings/activation.h"
 #include "bindings/bindings.h"
 #include "bindings/checks.h"
 #include "bindings/dtype.h"
@@ -25,13 +26,6 @@ using Gradients = std::array<uintptr_t, 8>;   // x and the parameters; 0 where n
 template <class T>
 T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
-}
-
-cuda::Activation parse_activation(const std::string& activation) {
-    if (activation == "relu") return cuda::Activation::relu;
-    if (activation == "silu") return cuda::Activation::silu;
-    require(activation == "gelu", "activation", quoted(activation), "'relu', 'silu' or 'gelu'");
-    return cuda::Activation::gelu;
 }
 
 LordShape checked_shape(const Sizes& sizes, const std::string& dtype, const std::string& activation, double scaling) {

@@ -4,12 +4,11 @@
 
 #include <cstdint>
 
+#include "core/activation.h"
 #include "core/cpu/isa.h"
 #include "core/dtype.h"
 
 namespace lordfast {
-
-enum class Activation { relu = 0, silu = 1, gelu = 2 };
 
 // What both directions read. All arrays are contiguous; M = batch * tokens.
 struct LordProblem {

@@ -13,14 +13,13 @@
 
 #include <cstdint>
 
+#include "core/activation.h"
 #include "core/cuda/queue.h"
 #include "core/dtype.h"
 
 namespace lordfast::cuda {
 
 constexpr int kMaxRank = 64;
-
-enum class Activation { relu, silu, gelu };
 
 struct LordShape {
     int64_t m, k, n;  // rows (tokens), the layer's input and output features

@@ -180,7 +180,8 @@ def compile_all(jobs: int = 1, only: str = "") -> list[Resources]:
 def faults(found: list[Resources]) -> list[str]:
     """The kernels that spill or want more shared memory than there is."""
     return [
-        f"{r.variant} {r.kernel} sm_{r.capability}: {r.registers} registers, {r.shared} bytes shared, {r.stack} bytes stack"
+        f"{r.variant} {r.kernel} sm_{r.capability}: {r.registers} registers, {r.shared} bytes shared, "
+        f"{r.stack} bytes stack"
         for r in found
         if r.stack or r.shared > SHARED_LIMIT[r.capability]
     ]

@@ -143,7 +143,8 @@ def lord_qkv_forward(
         triples[3:3] = [None] * 3
     programs = 3 * cdiv(m, config.BLOCK_M) * cdiv(n, config.BLOCK_N)
     launch(
-        qkv_kernel, programs, x, x2, *triples, *(t for role in outputs for t in role), m, n, k, r, h, *x2.stride(), scaling,
+        qkv_kernel, programs, x, x2, *triples, *(t for role in outputs for t in role),
+        m, n, k, r, h, *x2.stride(), scaling,
         BLOCK_M=config.BLOCK_M, BLOCK_N=config.BLOCK_N, BLOCK_K=config.BLOCK_K, BLOCK_F=fold_block(layout),
         **layout._asdict(), ACT=activation, EVEN_K=k % config.BLOCK_K == 0, PRECISION=base_precision(),
         UPCAST=upcast(x.dtype), **config.launch_options,

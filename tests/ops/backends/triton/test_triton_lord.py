@@ -133,8 +133,8 @@ def _transposed_memory(t):
     return t.mT.contiguous().mT if t.ndim > 1 else t
 
 
-SUBSETS = [("x",), LORD, ("x", *LORD), ("lord_A",), ("lord_B",), ("lord_B_adv",), ("w1",), ("b1", "w2"), ("b2",), ("weight",),
-           ("bias", "x")]  # fmt: skip
+SUBSETS = [("x",), LORD, ("x", *LORD), ("lord_A",), ("lord_B",), ("lord_B_adv",), ("w1",), ("b1", "w2"), ("b2",),
+           ("weight",), ("bias", "x")]  # fmt: skip
 
 
 @pytest.mark.parametrize("wanted", SUBSETS, ids="-".join)
@@ -185,8 +185,11 @@ def test_tiny_gradients_keep_their_digits_in_fp16(make_case, here, tiles):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("granularity", "bias", "lead"), [("token", True, (2, 9)), ("token", False, (20,)), ("sample", True, (2, 9)),
-                                                           ("token", True, (2, 0))], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("granularity", "bias", "lead"),
+    [("token", True, (2, 9)), ("token", False, (20,)), ("sample", True, (2, 9)), ("token", True, (2, 0))],
+    ids=str,
+)
 def test_three_projections_are_three_calls(make_case, here, tiles, dtype, granularity, bias, lead):
     rows = tiles()
     cases = [

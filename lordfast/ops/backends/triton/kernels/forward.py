@@ -193,7 +193,8 @@ def qkv_kernel(
         x, _pick(which, w_q, w_k, w_v), bias, _pick(which, a_q, a_k, a_v), _pick(which, b_q, b_k, b_v),
         _pick(which, b_adv_q, b_adv_k, b_adv_v), _pick(which, w1_q, w1_k, w1_v), _pick(which, b1_q, b1_k, b1_v),
         _pick(which, w2_q, w2_k, w2_v), _pick(which, b2_q, b2_k, b2_v), None,
-        _pick(which, y_q, y_k, y_v), _pick(which, logit_q, logit_k, logit_v), _pick(which, u_q, u_k, u_v), pid // (3 * tiles_n), pid_n,
+        _pick(which, y_q, y_k, y_v), _pick(which, logit_q, logit_k, logit_v), _pick(which, u_q, u_k, u_v),
+        pid // (3 * tiles_n), pid_n,
         M, N, K, R, H, sxm, sxk, K, 1, 1, tl.full((), scaling, tl.float32),
         BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_F, RQ, G, D, C, ACT, False, EVEN_K, PRECISION, UPCAST,
     )  # fmt: skip
