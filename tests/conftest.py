@@ -20,8 +20,8 @@ import pytest
 import torch
 from PIL import Image
 
-# Without a GPU the Triton kernels are interpreted. Triton settles that for the functions of its own that they call when it
-# is imported, and diffusers imports it: before that, then, and only for as long as it takes.
+# Without a GPU the Triton kernels are interpreted. For its own functions, which they call, Triton settles that when
+# it is imported, and diffusers imports it: before that, then, and only for as long as it takes.
 if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     with pytest.MonkeyPatch.context() as _patch:
         _patch.setenv("TRITON_INTERPRET", "1")

@@ -84,7 +84,9 @@ def refuses_backward(*args: Any) -> str | None:
 
 def refuses_qkv(*args: Any) -> str | None:
     """Why `lord_qkv_forward` can't run here, or None."""
-    for name, role in zip(("weight", "bias", "lord_A", "lord_B", "lord_B_adv", "w1", "b1", "w2", "b2"), args[1:10], strict=True):
+    for name, role in zip(
+        ("weight", "bias", "lord_A", "lord_B", "lord_B_adv", "w1", "b1", "w2", "b2"), args[1:10], strict=True
+    ):
         if any((t.shape, t.dtype) != (role[0].shape, role[0].dtype) for t in role):
             return f"the three projections have {name} of different shapes or dtypes"
     return _refuses(qkv_case(*args), [t for role in args[3:10] for t in role])

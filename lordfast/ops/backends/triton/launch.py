@@ -19,7 +19,6 @@ from .kernels import prep
 INTERPRETED: bool = isinstance(prep.prep_kernel, InterpretedFunction)
 
 
-
 class Launch(NamedTuple):
     """One launch of a kernel: its positional arguments, its constants and the compiler's options."""
 

@@ -2,8 +2,8 @@
 
 On the first use of a bucket every matching row of the table computes random numbers; a row that fails to compile, to
 launch or to agree with the reference is thrown out with a line in the log, the fastest of the others is kept in memory
-and on disk. If none is left the backend refuses the bucket. Nothing is tuned while a CUDA graph is captured, which can't
-be interrupted, nor by the interpreter: those take the first row that matches.
+and on disk. If none is left the backend refuses the bucket. Nothing is tuned while a CUDA graph is captured, which
+can't be interrupted, nor by the interpreter: those take the first row that matches.
 """
 
 from __future__ import annotations

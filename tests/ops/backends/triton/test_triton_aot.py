@@ -18,7 +18,15 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("aot")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "lordfast.ops.backends.triton.aot", "--jobs", "2", "--json", str(folder / "out.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "lordfast.ops.backends.triton.aot",
+        "--jobs",
+        "2",
+        "--json",
+        str(folder / "out.json"),
+    ]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done, json.loads((folder / "out.json").read_text()) if (folder / "out.json").exists() else []
 

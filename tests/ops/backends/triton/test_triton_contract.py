@@ -32,7 +32,9 @@ def test_opcheck(make_case, here, tiles, granularity, dtype, base):
     needs = [t is not None for t in case.tensors]
     x, *rest = args[:-1]
     opcheck(schema.lord_backward, (y, logit, x, logit, u, *rest, dtype, needs, "triton"))
-    opcheck(schema.lord_backward, (None, logit, None, logit, u, *rest, dtype, [n in (0, 4) for n in range(10)], "triton"))
+    opcheck(
+        schema.lord_backward, (None, logit, None, logit, u, *rest, dtype, [n in (0, 4) for n in range(10)], "triton")
+    )
 
 
 @pytest.mark.parametrize("granularity", ["token", "sample"])

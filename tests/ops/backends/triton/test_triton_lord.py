@@ -46,7 +46,9 @@ def check(case, outcome):
     exact = outcome(case.to(torch.float64), "eager", *grads)
     fused, eager = (outcome(case, which, *grads) for which in ("fused", "eager"))
     for name, reference in exact.items():
-        assert fused[name].dtype == (torch.float32 if name == "gate_logit" else case[name if name != "y" else "x"].dtype)
+        assert fused[name].dtype == (
+            torch.float32 if name == "gate_logit" else case[name if name != "y" else "x"].dtype
+        )
         allowed = 2 * distance(eager[name], reference) + 64 * torch.finfo(torch.float32).eps
         assert distance(fused[name], reference) <= allowed, name
 
@@ -115,7 +117,9 @@ def test_strides_make_no_difference(make_case, outcome, here, tiles, dtype):
     for x in strided(case["x"]):
         assert not x.is_contiguous()
         plain, other = case.with_x(x.contiguous()), case.with_x(x)
-        other = replace(other, tensors=tuple(_transposed_memory(t) if i != 0 else t for i, t in enumerate(other.tensors)))
+        other = replace(
+            other, tensors=tuple(_transposed_memory(t) if i != 0 else t for i, t in enumerate(other.tensors))
+        )
         y, logit = other.fused()
         expected = outcome(plain, "fused", grad_y, grad_logit)
         assert torch.equal(y, expected["y"]) and torch.equal(logit, expected["gate_logit"])
@@ -128,8 +132,10 @@ def _transposed_memory(t):
     return t.mT.contiguous().mT if t.ndim > 1 else t
 
 
-SUBSETS = [("x",), LORD, ("x", *LORD), ("lord_A",), ("lord_B",), ("lord_B_adv",), ("w1",), ("b1", "w2"), ("b2",), ("weight",),
-           ("bias", "x")]  # fmt: skip
+SUBSETS = [
+    *[("x",), LORD, ("x", *LORD), ("lord_A",), ("lord_B",), ("lord_B_adv",)],
+    *[("w1",), ("b1", "w2"), ("b2",), ("weight",), ("bias", "x")],
+]
 
 
 @pytest.mark.parametrize("wanted", SUBSETS, ids="-".join)
@@ -180,11 +186,16 @@ def test_tiny_gradients_keep_their_digits_in_fp16(make_case, here, tiles):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("granularity", "bias", "lead"), [("token", True, (2, 9)), ("token", False, (20,)), ("sample", True, (2, 9)),
-                                                           ("token", True, (2, 0))], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("granularity", "bias", "lead"),
+    [("token", True, (2, 9)), ("token", False, (20,)), ("sample", True, (2, 9)), ("token", True, (2, 0))],
+    ids=str,
+)
 def test_three_projections_are_three_calls(make_case, here, tiles, dtype, granularity, bias, lead):
     rows = tiles()
-    cases = [here(make_case(lead, 18, 20, 3, 5, dtype=dtype, trainable=torch.float32, bias=bias, seed=s)) for s in range(3)]
+    cases = [
+        here(make_case(lead, 18, 20, 3, 5, dtype=dtype, trainable=torch.float32, bias=bias, seed=s)) for s in range(3)
+    ]
     roles = [list(role) for role in zip(*(case.tensors[1:] for case in cases), strict=True)]
     roles = [[] if role[0] is None else role for role in roles]
     options = (2.0, granularity == "sample", "gelu")

@@ -196,7 +196,9 @@ def test_a_trial_passes_what_is_right_and_nothing_else(device, op, per_sample, t
 
 def test_a_refused_bucket_falls_back(monkeypatch, make_case, make_tuner):
     monkeypatch.setattr(run, "TUNER", make_tuner(Trials(bad=("first", "second", "third"))))
-    with pytest.raises(ValueError, match="'triton' was forced but can't run lord_forward here: none of its configurations"):
+    with pytest.raises(
+        ValueError, match="'triton' was forced but can't run lord_forward here: none of its configurations"
+    ):
         make_case(dtype=torch.float32).fused(backend="triton")
 
 

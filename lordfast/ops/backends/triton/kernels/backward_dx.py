@@ -42,7 +42,9 @@ def _dx(
             dy_at += BLOCK_N * sdn
             w_at += BLOCK_N * swn
     dut = tl.load(du + rows[:, None] * R + c[None, :], mask=row_mask & (c < R)[None, :], other=0.0)
-    at = tl.load(a + c.to(tl.int64)[:, None] * K + ks[None, :], mask=(c < R)[:, None] & k_mask, other=0.0).to(tl.float32)
+    at = tl.load(a + c.to(tl.int64)[:, None] * K + ks[None, :], mask=(c < R)[:, None] & k_mask, other=0.0).to(
+        tl.float32
+    )
     return tl.dot(narrow(dut, dtype, UPCAST), narrow(at, dtype, UPCAST), acc, input_precision="ieee")
 
 

@@ -1,6 +1,6 @@
 """The first step of the backward pass, one launch: all that needs whole rows of dY, which is streamed once.
 
-Bytes (16-bit dY): 2 M N, plus u, logit and du (about 4 M (2 r + 2)), plus the partials 4 (M / BLOCK_M) (2 N r + H (r + 2)).
+Bytes (16-bit dY): 2 M N, plus u, logit, du, about 4 M (2 r + 2), plus partials, 4 (M / BLOCK_M) (2 N r + H (r + 2)).
 FLOPs: 2 M N 2 CP for v = dY C, the same again for dC, CP = 16 at rank 4. Floor: the stream of dY, 10.5 MB for
 (16384, 320, 320) in bf16.
 
@@ -14,7 +14,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .device import HIDDEN, activate, activate_slope, add_groups, carried, gate_weights, operand, part_of, part_scale, sigmoid
+from .device import (
+    HIDDEN,
+    activate,
+    activate_slope,
+    add_groups,
+    carried,
+    gate_weights,
+    operand,
+    part_of,
+    part_scale,
+    sigmoid,
+)
 
 
 @triton.jit
@@ -50,7 +61,9 @@ def _stream(
         ns = n0 + tl.arange(0, BLOCK_N)
         n_mask = ns < N
         dyt = operand(
-            tl.load(dy + rows[:, None] * sdm + ns.to(tl.int64)[None, :] * sdn, mask=row_mask & n_mask[None, :], other=0.0),
+            tl.load(
+                dy + rows[:, None] * sdm + ns.to(tl.int64)[None, :] * sdn, mask=row_mask & n_mask[None, :], other=0.0
+            ),
             UPCAST,
         )
         branch = ns.to(tl.int64)[:, None] * R + j[None, :]

@@ -80,7 +80,9 @@ def _store_gate(
 ):  # fmt: skip
     j = tl.arange(0, RQ)
     mask = rows < M
-    tl.store(u_out + rows[:, None] * R + j[None, :], add_groups(u, BLOCK_M, RQ, C), mask=mask[:, None] & (j < R)[None, :])
+    tl.store(
+        u_out + rows[:, None] * R + j[None, :], add_groups(u, BLOCK_M, RQ, C), mask=mask[:, None] & (j < R)[None, :]
+    )
     tl.store(logit_out + rows, logit, mask=mask)
 
 
@@ -119,7 +121,11 @@ def _tile(
     acc = tl.dot(narrow(lam[:, None] * u, dtype, UPCAST), narrow(up, dtype, UPCAST), acc, input_precision="ieee")
     if bias is not None:
         acc += tl.load(bias + ns, mask=n_mask, other=0.0).to(tl.float32)[None, :]
-    tl.store(y + rows[:, None] * N + ns[None, :], narrow(acc, dtype, UPCAST).to(dtype), mask=row_mask[:, None] & n_mask[None, :])
+    tl.store(
+        y + rows[:, None] * N + ns[None, :],
+        narrow(acc, dtype, UPCAST).to(dtype),
+        mask=row_mask[:, None] & n_mask[None, :],
+    )
 
 
 @triton.jit

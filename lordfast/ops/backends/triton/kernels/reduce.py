@@ -23,7 +23,9 @@ def _add_partials(partials, es, mask, size, count, BLOCK_E: tl.constexpr):
     for i0 in range(0, count, _BLOCKS):
         i = i0 + tl.arange(0, _BLOCKS)
         at = i.to(tl.int64)[:, None] * size + es[None, :]
-        total += tl.sum(tl.load(partials + at, mask=(i < count)[:, None] & mask[None, :], other=0.0), axis=0).to(tl.float64)
+        total += tl.sum(tl.load(partials + at, mask=(i < count)[:, None] & mask[None, :], other=0.0), axis=0).to(
+            tl.float64
+        )
     return total
 
 
