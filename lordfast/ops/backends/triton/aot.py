@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -93,25 +94,28 @@ def launches(variant: Variant) -> list[Launch]:
     x, weight, bias = tensor(2, m // 2, k, dtype=dtype), tensor(n, k, dtype=dtype), tensor(n, dtype=dtype)
     if variant.ones:
         x = tensor(1, 1, k, dtype=dtype)
-    parameters = [tensor(r, k), tensor(n, r), tensor(n, r), tensor(h, n), tensor(h), tensor(h), tensor()]
-    options = (2.0, per_sample, "gelu")
+    parameters: list[Any] = [tensor(r, k), tensor(n, r), tensor(n, r), tensor(h, n), tensor(h), tensor(h), tensor()]
+    options: tuple[Any, ...] = (2.0, per_sample, "gelu")
     with recording(execute=False) as made:
         y, gate_logit, u = lord_forward(_partner("forward", config, r), x, weight, bias, *parameters, *options)
         if config.kernel == "forward":
             if not per_sample and config.fold == "kernel":
-                roles = [[t] * 3 for t in (weight, bias, *parameters)]
+                roles: list[Any] = [[t] * 3 for t in (weight, bias, *parameters)]
                 lord_qkv_forward(config, x, *roles, *options)
         else:
             made.clear()
             configs = {step: _partner(step, config, r) for step in ("rows", "dx")}
             needs = [name not in ("weight", "bias") for name in INPUTS]
-            lord_backward(configs, y, gate_logit, x, gate_logit, u, weight, bias, *parameters, *options, dtype, needs)
-    # The reduction has no configuration: it goes with the first of the backward's rows in the table.
-    own = {"forward": ("forward", "token_gate", "qkv", "prep"), "rows": ("rows",), "dx": ("dx", "reduce")}[
-        config.kernel
-    ]
-    unsettled = own if not per_sample or config.kernel == "forward" else own[:1]
-    return [launch for launch in made if launch.kernel.fn.__name__.removesuffix("_kernel") in unsettled]
+            rest: tuple[Any, ...] = (weight, bias, *parameters, *options, dtype, needs)
+            lord_backward(configs, y, gate_logit, x, gate_logit, u, *rest)
+    # A backward pass takes a row for each of two kernels: only the variant's own counts, and with "dx" what follows it.
+    others = {"forward": (), "rows": ("dx", "reduce", "prep"), "dx": ("rows", "prep")}[config.kernel]
+    return [launch for launch in made if kernel_name(launch) not in others]
+
+
+def kernel_name(launch: Launch) -> str:
+    """The kernel's name in the tables."""
+    return str(launch.kernel.fn.__name__).removesuffix("_kernel")
 
 
 def _partner(kernel: str, config: Config, rank: int) -> Config:
@@ -145,7 +149,7 @@ def compiled(variant: Variant, capability: int) -> list[Resources]:
         options = {k: v for k, v in launch.options.items() if k not in launch.kernel.arg_names}
         done = triton.compile(source(launch), target=GPUTarget("cuda", capability, 32), options=options)
         registers, stack = _usage(done.asm["cubin"])
-        name = launch.kernel.fn.__name__.removesuffix("_kernel")
+        name = kernel_name(launch)
         while name in found:
             name += "'"
         found[name] = Resources(variant.label, name, capability, registers, done.metadata.shared, stack)
@@ -180,8 +184,7 @@ def compile_all(jobs: int = 1, only: str = "") -> list[Resources]:
 def faults(found: list[Resources]) -> list[str]:
     """The kernels that spill or want more shared memory than there is."""
     return [
-        f"{r.variant} {r.kernel} sm_{r.capability}: {r.registers} registers, {r.shared} bytes shared, "
-        f"{r.stack} bytes stack"
+        f"{r.variant} {r.kernel} sm_{r.capability}: {r.registers} registers, {r.shared} B shared, {r.stack} B stack"
         for r in found
         if r.stack or r.shared > SHARED_LIMIT[r.capability]
     ]

@@ -16,7 +16,7 @@ class Config:
     """One row of the table.
 
     `kernel` is "forward" (of one projection or three), "rows" or "dx" (the first two steps of the backward pass).
-    BLOCK_M is over tokens; BLOCK_N and BLOCK_K are over the dimensions N and K of the weight, whichever of them is summed over.
+    BLOCK_M is over tokens, BLOCK_N and BLOCK_K over the weight's dimensions N and K, whichever of them is summed over.
     """
 
     name: str
@@ -64,7 +64,7 @@ TABLE = (
            max_rank=32),
     Config("low", "forward", 32, 64, 64, 4, 3, "text keys and values: 77 to 308 rows have few tiles of 64",
            max_rank=32, most_m=512),
-    Config("square-prep", "forward", 64, 64, 64, 4, 3, "for a gate so large that a launch costs less than its fold in all tiles",
+    Config("square-prep", "forward", 64, 64, 64, 4, 3, "a gate so large that its fold in every tile outweighs a launch",
            max_rank=16, fold="prep", least_gate=20_000),
     Config("high-rank", "forward", 32, 64, 32, 4, 2, "ranks to 64 need up to 128 packed columns, so fewer rows",
            least_rank=33),
@@ -72,12 +72,12 @@ TABLE = (
            max_rank=16, least_m=2048),
     Config("low", "rows", 16, 64, 0, 4, 2, "64 programs at 1024 rows; one program walks all of N, so rows are few",
            max_rank=16),
-    Config("low-prep", "rows", 16, 64, 0, 4, 2, "a gate so large that folding it in every program outweighs a launch",
+    Config("low-prep", "rows", 16, 64, 0, 4, 2, "a gate so large that its fold in every program outweighs a launch",
            max_rank=16, fold="prep", least_gate=20_000),
     Config("high-rank", "rows", 16, 32, 0, 4, 2, "v1 and v2 of ranks to 64 are 128 columns together, C as many again",
            least_rank=17),
     Config("wide", "dx", 128, 64, 128, 8, 3, "the widest tile of dx, so that dY is read least",
-           least_m=2048, max_rank=16),
+           max_rank=16, least_m=2048),
     Config("square", "dx", 64, 64, 64, 4, 3, "320, 640 and 1280 are whole numbers of it; enough tiles at 1024 x 1280",
            max_rank=32),
     Config("high-rank", "dx", 64, 32, 32, 4, 2, "ranks to 64 need up to 128 packed rows for dA",

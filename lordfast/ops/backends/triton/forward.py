@@ -138,7 +138,7 @@ def lord_qkv_forward(
             _forward_into(own, config, x, weight[i], bias[i] if bias else None, parameters, scaling, activation)
         return outputs
     x2, layout = matrix(x, m), layout_of(r, x.dtype)
-    triples = [t.contiguous() for role in (weight, bias or [None] * 3, *small) for t in role if t is not None]
+    triples: list[Any] = [t.contiguous() for role in (weight, bias, *small) for t in role]
     if not bias:
         triples[3:3] = [None] * 3
     programs = 3 * cdiv(m, config.BLOCK_M) * cdiv(n, config.BLOCK_N)

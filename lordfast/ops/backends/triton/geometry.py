@@ -1,4 +1,4 @@
-"""How a rank is laid out in the columns of `tl.dot` (see kernels/device.py), and the other sizes that follow."""
+"""How a rank is laid out in the columns of `tl.dot` (see kernels/device.py), and other sizes that follow from it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Trial:
     def __init__(self, case: Case) -> None:
         self.case = case
         self._generator = torch.Generator(case.device).manual_seed(0)
-        self._options = (2.0, case.per_sample, case.activation)
+        self._options: tuple[Any, ...] = (2.0, case.per_sample, case.activation)
         with torch.no_grad():
             self._args = self._backward_args() if case.op == "lord_backward" else self._forward_args()
             self._exact = self._by_reference(self._args, torch.float64)
@@ -55,7 +55,7 @@ class Trial:
     def _rand(self, *shape: int, fan: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
         return (torch.randn(shape, generator=self._generator, device=self.case.device) / fan**0.5).to(dtype)
 
-    def _projection(self) -> list[Tensor | None]:
+    def _projection(self) -> list[Any]:
         c = self.case
         base = (
             [self._rand(c.n, c.k, fan=c.k, dtype=c.dtype), self._rand(c.n, dtype=c.dtype)] if c.base else [None, None]
@@ -81,7 +81,7 @@ class Trial:
         return (self._x(), *map(list, zip(*(self._projection() for _ in range(3)), strict=True)), *self._options)
 
     def _backward_args(self) -> tuple[Any, ...]:
-        x, *parameters = (self._x(), *self._projection())
+        x, parameters = self._x(), self._projection()
         y, gate_logit, u = reference.lord_forward(x, *parameters, *self._options)
         dy, g = self._rand(*y.shape, dtype=y.dtype), self._rand(*gate_logit.shape)
         needs = [name == "x" or (self.case.trains and name not in ("weight", "bias")) for name in INPUTS]

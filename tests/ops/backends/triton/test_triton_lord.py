@@ -133,8 +133,10 @@ def _transposed_memory(t):
     return t.mT.contiguous().mT if t.ndim > 1 else t
 
 
-SUBSETS = [("x",), LORD, ("x", *LORD), ("lord_A",), ("lord_B",), ("lord_B_adv",), ("w1",), ("b1", "w2"), ("b2",),
-           ("weight",), ("bias", "x")]  # fmt: skip
+SUBSETS = [
+    *[("x",), LORD, ("x", *LORD), ("lord_A",), ("lord_B",), ("lord_B_adv",)],
+    *[("w1",), ("b1", "w2"), ("b2",), ("weight",), ("bias", "x")],
+]
 
 
 @pytest.mark.parametrize("wanted", SUBSETS, ids="-".join)

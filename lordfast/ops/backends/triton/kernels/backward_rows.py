@@ -1,7 +1,6 @@
 """The first step of the backward pass, one launch: all that needs whole rows of dY, which is streamed once.
 
-Bytes (16-bit dY): 2 M N, plus u, logit and du (about 4 M (2 r + 2)), plus the partials 4 (M / BLOCK_M) (2 N r +
-H (r + 2)).
+Bytes (16-bit dY): 2 M N, plus u, logit, du, about 4 M (2 r + 2), plus partials, 4 (M / BLOCK_M) (2 N r + H (r + 2)).
 FLOPs: 2 M N 2 CP for v = dY C, the same again for dC, CP = 16 at rank 4. Floor: the stream of dY, 10.5 MB for
 (16384, 320, 320) in bf16.
 
