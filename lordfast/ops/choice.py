@@ -2,7 +2,7 @@
 
 A table is JSON: `device` (its key), `date`, `versions`, and `rows` of `op`, `dtype`, `M`, `K`, `N` and `ratio`, the
 time of each measured backend over that of the bare operation in the same run. A case takes the order of the nearest
-measured one; where nothing was measured, the backends' priorities decide.
+measured one; where nothing was measured, or the difference is noise, the backends' priorities decide.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .backends._base import first_tensor
 
 ENV_VARIABLE = "LORDFAST_DISPATCH_TABLE"
 SHIPPED = Path(__file__).parent / "tables"
+NOISE = 0.05  # of a ratio: medians of the same code differ by as much between runs
 
 _log = logging.getLogger("lordfast.ops")
 
@@ -46,9 +47,11 @@ class Row(NamedTuple):
     ratio: tuple[tuple[str, float], ...]  # by backend, the fastest first
 
     @property
-    def fastest(self) -> tuple[str, ...]:
-        """The measured backends, the fastest first."""
-        return tuple(name for name, _ in self.ratio)
+    def tiers(self) -> tuple[tuple[str, ...], ...]:
+        """The measured backends, the fastest first; those as fast as the fastest, within NOISE, stand together."""
+        limit = (1 + NOISE) * self.ratio[0][1] if self.ratio else 0.0
+        together = tuple(name for name, time in self.ratio if time <= limit)
+        return (together, *((name,) for name, time in self.ratio if time > limit))
 
 
 class Table(NamedTuple):

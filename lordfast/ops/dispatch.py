@@ -85,14 +85,15 @@ def candidates(op: str, args: tuple[Any, ...]) -> tuple[Backend, ...]:
     """The backends that are tried for these arguments, in order: the fastest measured first, then by priority."""
     device = first_tensor(args).device
     row = nearest_row(device_key(device), case_of(op, args))
-    return _ordered(op, device.type, () if row is None else row.fastest)
+    return _ordered(op, device.type, () if row is None else row.tiers)
 
 
 @cache
-def _ordered(op: str, device: str, fastest: tuple[str, ...]) -> tuple[Backend, ...]:
+def _ordered(op: str, device: str, tiers: tuple[tuple[str, ...], ...]) -> tuple[Backend, ...]:
     able = [b for b in BACKENDS.values() if op in b.kernels and (b.devices is None or device in b.devices)]
-    # A stable sort: what was not measured stays in the order of the priorities, behind what was.
-    return tuple(sorted(able, key=lambda b: fastest.index(b.name) if b.name in fastest else len(fastest)))
+    tier = {name: i for i, names in enumerate(tiers) for name in names}
+    # A stable sort: within a tier the priorities' order stays, and what was not measured comes behind what was.
+    return tuple(sorted(able, key=lambda b: tier.get(b.name, len(tiers))))
 
 
 def why_not(backend: Backend, op: str, args: tuple[Any, ...]) -> str | None:

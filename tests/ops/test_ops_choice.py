@@ -49,7 +49,7 @@ def write(tmp_path):
 
 def fastest(case):
     found = choice.nearest_row(choice.device_key(CPU), case)
-    return None if found is None else found.fastest
+    return None if found is None else sum(found.tiers, ())
 
 
 CASE = Case("lord_forward", torch.float32, 64, 32, 16)
@@ -160,6 +160,19 @@ def test_the_dispatcher_obeys(make_case, write, monkeypatch):
     finally:
         dispatch._ordered.cache_clear()
     assert ran == ["second", "first"]
+
+
+def test_noise_does_not_outrank_priority(make_case, write, monkeypatch):
+    args = (*make_case((2, 3), dtype=torch.float32).tensors, 2.0, False, "silu")
+
+    def order(**ratio):
+        write("shipped", row(sizes=(6, 7, 5), **ratio))
+        choice._table.cache_clear(), choice._nearest.cache_clear()
+        return [b.name for b in dispatch.candidates("lord_forward", args)]
+
+    assert order(reference=1.0, native=1.04) == ["native", "reference"]
+    assert order(reference=1.0, native=1.06) == ["reference", "native"]
+    assert order(reference=1.0) == ["reference", "native"]  # measured before unmeasured
 
 
 def test_explanations(write):
