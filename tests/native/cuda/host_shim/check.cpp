@@ -66,8 +66,8 @@ void lord(std::istream& line) {
     int64_t m, k, n, batch, offset;
     int rank, hidden, dtype, activation;
     line >> m >> k >> n >> rank >> hidden >> batch >> dtype >> activation >> offset;
-    const cuda::LordShape shape{
-        m, k, n, rank, hidden, batch, dtype_of(dtype), static_cast<cuda::Activation>(activation), 2.0f};
+    const cuda::LordShape shape{m,   k, n, rank, hidden, batch, dtype_of(dtype), static_cast<Activation>(activation),
+                                2.0f};
     constexpr DType f32 = DType::float32;
     const int size = itemsize(shape.dtype);
     Array x(m * k, size, offset), y(m * n, size, offset), u(m * rank, 4), logit(shape.lambdas(), 4);
