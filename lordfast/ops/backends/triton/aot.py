@@ -21,7 +21,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton
@@ -29,10 +28,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .backward import INPUTS, lord_backward
-from .configs import TABLE, Config, candidates
-from .forward import lord_forward, lord_qkv_forward
-from .launch import INTERPRETED, Launch, recording
+from .configs import TABLE, candidates
+from .dry import LORD, Layer, Sizes
+from .launch import INTERPRETED, Launch
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a program may have
 _POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -85,41 +83,20 @@ def variants() -> Iterator[Variant]:
 def launches(variant: Variant) -> list[Launch]:
     """The launches that the variant's row is used for."""
     config, dtype = TABLE[variant.row], getattr(torch, variant.dtype)
-    m, n, k, h = (1,) * 4 if variant.ones else (4096, 640, 640, 64)
-
-    def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    r, per_sample = variant.rank, variant.gate == "sample"
-    x, weight, bias = tensor(2, m // 2, k, dtype=dtype), tensor(n, k, dtype=dtype), tensor(n, dtype=dtype)
-    if variant.ones:
-        x = tensor(1, 1, k, dtype=dtype)
-    parameters: list[Any] = [tensor(r, k), tensor(n, r), tensor(n, r), tensor(h, n), tensor(h), tensor(h), tensor()]
-    options: tuple[Any, ...] = (2.0, per_sample, "gelu")
-    with recording(execute=False) as made:
-        y, gate_logit, u = lord_forward(_partner("forward", config, r), x, weight, bias, *parameters, *options)
-        if config.kernel == "forward":
-            if not per_sample and config.fold == "kernel":
-                roles: list[Any] = [[t] * 3 for t in (weight, bias, *parameters)]
-                lord_qkv_forward(config, x, *roles, *options)
-        else:
-            made.clear()
-            configs = {step: _partner(step, config, r) for step in ("rows", "dx")}
-            needs = [name not in ("weight", "bias") for name in INPUTS]
-            rest: tuple[Any, ...] = (weight, bias, *parameters, *options, dtype, needs)
-            lord_backward(configs, y, gate_logit, x, gate_logit, u, *rest)
+    sizes = Sizes(1, 1, 1, variant.rank, 1) if variant.ones else Sizes(r=variant.rank)
+    layer = Layer(sizes, dtype, variant.gate == "sample")
+    if config.kernel == "forward":
+        three = variant.gate == "token" and config.fold == "kernel"
+        return layer.forward(config) + (layer.qkv(config) if three else [])
+    pair = {k: candidates(k, config.itemsize, variant.rank, 1, 0)[0] for k in ("rows", "dx")} | {config.kernel: config}
     # A backward pass takes a row for each of two kernels: only the variant's own counts, and with "dx" what follows it.
-    others = {"forward": (), "rows": ("dx", "reduce", "prep"), "dx": ("rows", "prep")}[config.kernel]
-    return [launch for launch in made if kernel_name(launch) not in others]
+    others = {"rows": ("dx", "reduce"), "dx": ("rows", "prep")}[config.kernel]
+    return [launch for launch in layer.backward(pair, ("x", *LORD)) if kernel_name(launch) not in others]
 
 
 def kernel_name(launch: Launch) -> str:
     """The kernel's name in the tables."""
     return str(launch.kernel.fn.__name__).removesuffix("_kernel")
-
-
-def _partner(kernel: str, config: Config, rank: int) -> Config:
-    return config if config.kernel == kernel else candidates(kernel, config.itemsize, rank, 1, 0)[0]
 
 
 def source(launch: Launch) -> ASTSource:

@@ -34,6 +34,7 @@ class Case:
     base: bool
     per_sample: bool
     activation: str
+    precision: str = "highest"  # of fp32 products, as torch has it
     trains: bool = False
 
     @property
@@ -42,8 +43,11 @@ class Case:
         sizes = f"m{power_of_two(self.m)}-n{self.n}-k{self.k}-r{power_of_two(self.r)}-h{power_of_two(self.h)}"
         flags = ("linear" if self.base else "delta", "sample" if self.per_sample else "token", self.activation)
         dtype = str(self.dtype).removeprefix("torch.")
-        precision = torch.get_float32_matmul_precision() if self.dtype == torch.float32 else "half"
-        return "/".join((self.op, dtype, precision, sizes, *flags, "trains" if self.trains else "frozen"))
+        return "/".join((self.op, dtype, self.precision, sizes, *flags, "trains" if self.trains else "frozen"))
+
+
+def _precision() -> str:
+    return torch.get_float32_matmul_precision()
 
 
 def forward_case(x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Case:
@@ -51,7 +55,9 @@ def forward_case(x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: A
     lord_A, lord_B, _, w1, *_, per_sample, activation = rest
     (r, k), n, h = lord_A.shape, lord_B.shape[0], w1.shape[0]
     m = x.shape[:-1].numel()
-    return Case("lord_forward", x.device, x.dtype, m, n, k, r, h, weight is not None, per_sample, activation)
+    return Case(
+        "lord_forward", x.device, x.dtype, m, n, k, r, h, weight is not None, per_sample, activation, _precision()
+    )
 
 
 def qkv_case(x: Tensor, weight: list[Tensor], bias: list[Tensor], *rest: Any) -> Case:
@@ -59,7 +65,7 @@ def qkv_case(x: Tensor, weight: list[Tensor], bias: list[Tensor], *rest: Any) ->
     lord_A, lord_B, _, w1, *_, per_sample, activation = rest
     (r, k), n, h = lord_A[0].shape, lord_B[0].shape[0], w1[0].shape[0]
     m = x.shape[:-1].numel()
-    return Case("lord_qkv_forward", x.device, x.dtype, m, n, k, r, h, True, per_sample, activation)
+    return Case("lord_qkv_forward", x.device, x.dtype, m, n, k, r, h, True, per_sample, activation, _precision())
 
 
 def backward_case(
@@ -69,7 +75,21 @@ def backward_case(
     weight, _, lord_A, lord_B, _, w1, *_, per_sample, activation, dtype, needs = rest
     (r, k), n, h = lord_A.shape, lord_B.shape[0], w1.shape[0]
     m, trains = u.shape[:-1].numel(), any(needs[3:])
-    return Case("lord_backward", u.device, dtype, m, n, k, r, h, weight is not None, per_sample, activation, trains)
+    return Case(
+        "lord_backward",
+        u.device,
+        dtype,
+        m,
+        n,
+        k,
+        r,
+        h,
+        weight is not None,
+        per_sample,
+        activation,
+        _precision(),
+        trains,
+    )
 
 
 def refuses_forward(*args: Any) -> str | None:

@@ -62,6 +62,7 @@ class Tuner:
         self._trial, self._measure, self._may_tune = trial, measure, may_tune
         self._store = store or Store()
         self._known: dict[tuple[torch.device, str], dict[str, Config] | str] = {}
+        self._met: dict[Case, dict[str, Config] | str] = {}  # the same without a bucket's name, which takes its time
         self._lock = threading.Lock()
 
     def configs(self, case: Case) -> dict[str, Config]:
@@ -75,15 +76,16 @@ class Tuner:
         return found if isinstance(found, str) else None
 
     def _look_up(self, case: Case) -> dict[str, Config] | str:
-        key = (case.device, case.bucket)
-        found = self._known.get(key)
+        found = self._met.get(case)
         if found is not None:
             return found
-        if not case.m or not self._may_tune(case):
-            return untuned(case)
+        key = (case.device, case.bucket)
         with self._lock:  # autograd's threads come here too
             if key not in self._known:
+                if not case.m or not self._may_tune(case):
+                    return untuned(case)
                 self._known[key] = self._stored(case) or self._tuned(case)
+            self._met[case] = self._known[key]
             return self._known[key]
 
     def _stored(self, case: Case) -> dict[str, Config] | None:

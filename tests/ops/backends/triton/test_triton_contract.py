@@ -8,6 +8,7 @@ from torch.library import opcheck
 
 from lordfast.ops import schema
 from lordfast.ops.backends.triton import forward
+from lordfast.ops.backends.triton.dry import Sizes, launches_per_layer
 from lordfast.ops.backends.triton.launch import recording
 
 BASE = ("weight", "bias")
@@ -87,6 +88,16 @@ def test_q_k_and_v_are_one_launch(make_case, here, tiles):
     with recording() as made:
         forward.lord_qkv_forward(rows["forward"], roles[0][0], *roles[1:], 2.0, False, "silu")
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [Sizes(), Sizes(16384, 320, 320), Sizes(1024, 1280, 1280), Sizes(308, 320, 768)], ids=str
+)
+def test_launches_per_layer(dtype, sizes):
+    assert launches_per_layer(sizes, dtype) == {"lord_forward": 1, "lord_backward": 3, "lord_qkv_forward": 1}
+    in_an_attack = launches_per_layer(sizes, dtype, wanted=("x",))
+    assert in_an_attack == {"lord_forward": 1, "lord_backward": 2, "lord_qkv_forward": 1}
 
 
 def test_recording_without_running(make_case, here, tiles):
