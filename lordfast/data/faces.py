@@ -6,18 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lordfast.data.drawing import (
-    PIXEL_X,
-    PIXEL_Y,
-    Array,
-    add_sensor_noise,
-    blend,
-    ellipse,
-    inside,
-    random_tint,
-    rounded_box,
-    value_noise,
-)
+from lordfast.data.drawing import Array, Canvas, blend, canvas_of, ellipse, random_tint, rounded_box
 
 HAIR_COLORS = {
     "black": (0.08, 0.07, 0.08),
@@ -29,6 +18,15 @@ HAIR_COLORS = {
 }
 HAIR_STYLES = ("short", "long", "bald", "curly", "bob")
 EXPRESSIONS = ("neutral", "smiling", "surprised")
+SKINS = ("light", "medium", "tan", "dark")
+BACKGROUNDS = {
+    "white": (0.93, 0.92, 0.9),
+    "green": (0.42, 0.68, 0.4),
+    "pink": (0.95, 0.66, 0.74),
+    "orange": (0.96, 0.6, 0.24),
+    "teal": (0.16, 0.6, 0.64),
+    "purple": (0.46, 0.3, 0.64),
+}
 SKIN_TONES = np.array(
     [
         (1.0, 0.87, 0.77),
@@ -92,8 +90,9 @@ class FaceAttributes:
     glasses: bool
     beard: bool
     hat: bool
-    skin_band: int  # 0 (light) to 3 (dark)
+    skin: str  # one of SKINS
     expression: str
+    background: str
     shirt: int  # index into CLOTH_COLORS
 
 
@@ -101,7 +100,8 @@ def draw_identity(rng: np.random.Generator) -> FaceIdentity:
     """Draw a random person."""
     # The order of the keyword arguments is the order of the draws: a seed's pictures depend on it.
     return FaceIdentity(
-        skin_tone=rng.uniform(0, 5),
+        # Not at the borders between two of SKINS, where the light would decide which of them a photo shows.
+        skin_tone=(rng.integers(4) + rng.uniform(0.1, 0.9)) * 5 / 4,
         hair_color=tuple(HAIR_COLORS)[rng.integers(6)],
         hair_tint=random_tint(rng, 0.03),
         hair_style=HAIR_STYLES[rng.integers(5)],
@@ -109,7 +109,7 @@ def draw_identity(rng: np.random.Generator) -> FaceIdentity:
         face_width=rng.uniform(0.40, 0.52),
         face_height=rng.uniform(0.52, 0.64),
         eye_spacing=rng.uniform(0.16, 0.22),
-        eye_radius=rng.uniform(0.065, 0.10),
+        eye_radius=rng.uniform(0.075, 0.105),
         brow_thickness=rng.uniform(0.02, 0.045),
         nose_size=rng.uniform(0.07, 0.13),
         mouth_width=rng.uniform(0.13, 0.22),
@@ -123,7 +123,7 @@ def draw_identity(rng: np.random.Generator) -> FaceIdentity:
 
 
 def draw_face(
-    identity: FaceIdentity, rng: np.random.Generator, expression: str | None = None
+    identity: FaceIdentity, rng: np.random.Generator, expression: str | None = None, size: int = 64
 ) -> tuple[Array, FaceAttributes]:
     """Draw a photo of a person with random pose, light and background.
 
@@ -131,17 +131,23 @@ def draw_face(
         identity: from `draw_identity`.
         rng: advances.
         expression: one of EXPRESSIONS; drawn if ``None``.
+        size: pixels a side; only the resolution and the grain differ between sizes.
 
     Returns:
-        float32 RGB (64, 64, 3) in [0, 1], and what it shows.
+        float32 RGB (size, size, 3) in [0, 1], and what it shows.
+
+    Raises:
+        ValueError: an unknown expression, or a size below 16.
     """
+    canvas = canvas_of(size)
     if expression is None:
         expression = EXPRESSIONS[rng.integers(3)]
     elif expression not in EXPRESSIONS:
         raise ValueError(f"expression: expected one of {', '.join(EXPRESSIONS)}, got {expression!r}")
 
-    image = _background(rng)
-    head = _Head(identity, rng)
+    background = tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
+    image = _paint_background(canvas, background, rng)
+    head = _Head(canvas, identity, rng)
     image = head.paint_back_hair(image)
     image = head.paint_body(image)
     image = head.paint_skull(image)
@@ -153,7 +159,7 @@ def draw_face(
     image = head.paint_glasses_and_hat(image)
 
     angle = rng.uniform(0, 2 * np.pi)
-    light = 1 + 0.15 * (np.cos(angle) * PIXEL_X + np.sin(angle) * PIXEL_Y)
+    light = 1 + 0.15 * (np.cos(angle) * canvas.x + np.sin(angle) * canvas.y)
     image = image * light[..., None] * rng.uniform(0.9, 1.08)
     attributes = FaceAttributes(
         hair_color=identity.hair_color,
@@ -161,67 +167,73 @@ def draw_face(
         glasses=identity.glasses,
         beard=identity.beard,
         hat=identity.hat,
-        skin_band=int(min(identity.skin_tone / 5 * 4, 3)),
+        skin=SKINS[int(min(identity.skin_tone / 5 * 4, 3))],
         expression=expression,
+        background=background,
         shirt=identity.shirt,
     )
-    return add_sensor_noise(image, rng), attributes
+    return canvas.develop(image, rng), attributes
 
 
 def face_caption(attributes: FaceAttributes, rng: np.random.Generator | None = None, token: str | None = None) -> str:
-    """Describe a face: "a photo of a [smiling |surprised ]person with HAIR[ and glasses][ and beard][ and hat]".
+    """Describe a face.
+
+    "a photo of a [smiling |surprised ]person with HAIR and SKIN skin[ and glasses][ and beard][ and hat] on a COLOR
+    background".
 
     Args:
         attributes: from `draw_face`.
-        rng: if given, 30 % of the captions say only "a photo of a person" and 15 % add only the expression.
+        rng: if given, 15 % of the captions say only "a photo of a person", 10 % add only the expression, and of the
+            others 30 % leave out the skin and 30 % the background.
         token: a rare word such as "sks" to put before "person".
     """
     person = f"{token} person" if token else "person"
-    vagueness = rng.random() if rng is not None else 1.0
-    if vagueness < 0.3:
+    vagueness, skin, background = rng.random(3) if rng is not None else np.ones(3)
+    if vagueness < 0.15:
         return f"a photo of a {person}"
     if attributes.expression != "neutral":
         person = f"{attributes.expression} {person}"
-    if vagueness < 0.45:
+    if vagueness < 0.25:
         return f"a photo of a {person}"
     bald = attributes.hair_style == "bald"
     parts = ["bald head" if bald else f"{attributes.hair_style} {attributes.hair_color} hair"]
+    parts += [f"{attributes.skin} skin"] if skin >= 0.3 else []
     parts += [name for name in ("glasses", "beard", "hat") if getattr(attributes, name)]
-    return f"a photo of a {person} with {' and '.join(parts)}"
+    place = f" on a {attributes.background} background" if background >= 0.3 else ""
+    return f"a photo of a {person} with {' and '.join(parts)}{place}"
 
 
-def _background(rng: np.random.Generator) -> Array:
-    """A gradient between two similar colours, slightly mottled."""
-    start = rng.uniform(0.1, 0.95, 3)
-    end = np.clip(start + rng.normal(0, 0.25, 3), 0, 1)
-    angle = rng.uniform(0, 2 * np.pi)
-    position = np.clip((np.cos(angle) * PIXEL_X + np.sin(angle) * PIXEL_Y) * 0.5 + 0.5, 0, 1)[..., None]
-    strength = 0.05 * rng.random()
-    return (start * (1 - position) + end * position).astype(np.float32) + strength * value_noise(rng)[..., None]
+def _paint_background(canvas: Canvas, name: str, rng: np.random.Generator) -> Array:
+    """A wall of the named colour, brighter on one side and slightly mottled."""
+    color = np.array(BACKGROUNDS[name], np.float32) + np.array(random_tint(rng, 0.025), np.float32)
+    angle, contrast = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.3)
+    slope = 1 + contrast * (np.cos(angle) * canvas.x + np.sin(angle) * canvas.y - 0.5)
+    return color * (slope + 0.06 * rng.random() * canvas.value_noise(rng))[..., None]
 
 
 class _Head:
     """A posed head. (x, y) are its own coordinates at every pixel; each paint method returns a new image."""
 
-    def __init__(self, identity: FaceIdentity, rng: np.random.Generator) -> None:
-        tilt = rng.normal(0, 0.08)
-        shift_x = rng.normal(0, 0.06)
-        shift_y = rng.normal(0.05, 0.04)
-        shrink = rng.uniform(0.95, 1.2)
+    def __init__(self, canvas: Canvas, identity: FaceIdentity, rng: np.random.Generator) -> None:
+        tilt = rng.normal(0, 0.06)
+        shift_x = rng.normal(0, 0.045)
+        shift_y = rng.normal(0.05, 0.035)
+        shrink = rng.uniform(0.95, 1.12)
         self.yaw = rng.uniform(-0.12, 0.12)  # how far the features have turned to the side
-        across, down = PIXEL_X - shift_x, PIXEL_Y - shift_y
+        self.inside = canvas.inside
+        across, down = canvas.x - shift_x, canvas.y - shift_y
         self.x = (across * np.cos(tilt) + down * np.sin(tilt)) * shrink
         self.y = (down * np.cos(tilt) - across * np.sin(tilt)) * shrink
         self.identity = identity
-        self.texture = value_noise(rng, (16, 32))
+        self.texture = canvas.value_noise(rng, (8, 16))
 
         darker = int(identity.skin_tone)
         part = identity.skin_tone - darker
         self.skin = SKIN_TONES[darker] * (1 - part) + SKIN_TONES[min(darker + 1, len(SKIN_TONES) - 1)] * part
         hair = np.array(HAIR_COLORS[identity.hair_color], np.float32)
         self.hair = np.clip(hair + np.array(identity.hair_tint), 0, 1)
-        self.hair_texture = (1 + 0.22 * self.texture)[..., None]
-        self.skull = inside(self.ellipse(0, 0, identity.face_width, identity.face_height))
+        self.hair_texture = (1 + 0.14 * self.texture)[..., None]
+        self.skull = self.inside(self.ellipse(0, 0, identity.face_width, identity.face_height))
 
     def ellipse(self, center_x: float, center_y: float, radius_x: float, radius_y: float) -> Array:
         return ellipse(self.x, self.y, center_x, center_y, radius_x, radius_y)
@@ -239,23 +251,23 @@ class _Head:
         width, height, style = self.identity.face_width, self.identity.face_height, self.identity.hair_style
         if style == "long":
             fall = self.box(0, 0.3, width + 0.16, 0.5, 0.15)
-            return self.paint_hair(image, inside(np.minimum(self.ellipse(0, -0.18, width + 0.17, height * 0.85), fall)))
+            return self.paint_hair(image, self.inside(np.minimum(self.ellipse(0, -0.18, width + 0.17, height * 0.85), fall)))
         if style == "bob":
-            return self.paint_hair(image, inside(self.box(0, -0.12, width + 0.15, 0.5, 0.3)))
+            return self.paint_hair(image, self.inside(self.box(0, -0.12, width + 0.15, 0.5, 0.3)))
         if style == "curly":
             curls = 0.05 * np.sin(14 * np.arctan2(self.y + 0.22, self.x))
-            return self.paint_hair(image, inside(self.ellipse(0, -0.22, width + 0.2, height * 0.8) + curls))
+            return self.paint_hair(image, self.inside(self.ellipse(0, -0.22, width + 0.2, height * 0.8) + curls))
         return image
 
     def paint_body(self, image: Array) -> Array:
         shirt = CLOTH_COLORS[self.identity.shirt] * (1 - 0.25 * np.clip(self.y - 0.6, 0, 1)[..., None])
-        image = blend(image, inside(self.ellipse(0, 1.12, 0.85, 0.55)), shirt)
-        return blend(image, inside(self.box(0, 0.6, 0.15, 0.2, 0.05)), self.skin * 0.82)
+        image = blend(image, self.inside(self.ellipse(0, 1.12, 0.85, 0.55)), shirt)
+        return blend(image, self.inside(self.box(0, 0.6, 0.15, 0.2, 0.05)), self.skin * 0.82)
 
     def paint_skull(self, image: Array) -> Array:
         width, height = self.identity.face_width, self.identity.face_height
         ears = np.minimum(self.ellipse(-width, 0, 0.07, 0.11), self.ellipse(width, 0, 0.07, 0.11))
-        image = blend(image, inside(ears), self.skin * 0.88)
+        image = blend(image, self.inside(ears), self.skin * 0.88)
         # The side that the face turns to lies in shadow, as does the chin.
         side = np.sign(self.yaw + 1e-6)
         shadow = np.clip(0.5 * (self.x * side) / width + 0.35 * self.y / height, -0.3, 1)
@@ -266,8 +278,8 @@ class _Head:
         if not self.identity.beard:
             return image
         cheek_line = 0.16 - 0.25 * np.cos(3.2 * self.x / self.identity.face_width) * 0.35
-        lips = inside(self.ellipse(self.yaw, MOUTH_Y, self.identity.mouth_width, 0.07))
-        mask = self.skull * inside(cheek_line - self.y, 0.08) * (1 - lips)
+        lips = self.inside(self.ellipse(self.yaw, MOUTH_Y, self.identity.mouth_width, 0.07))
+        mask = self.skull * self.inside(cheek_line - self.y, 0.08) * (1 - lips)
         return self.paint_hair(image, 0.85 * mask, brightness=0.9)
 
     def paint_front_hair(self, image: Array) -> Array:
@@ -277,7 +289,7 @@ class _Head:
         hair_line = -0.22 if style == "curly" else -0.27
         fringe = 0.12 * np.cos(3 * self.x + self.yaw * 6) * (1 if style in ("bob", "short") else -1)
         cap = self.ellipse(0, -0.05, self.identity.face_width + 0.06, self.identity.face_height + 0.07)
-        return self.paint_hair(image, inside(np.maximum(cap, self.y - hair_line - fringe + 0.03)))
+        return self.paint_hair(image, self.inside(np.maximum(cap, self.y - hair_line - fringe + 0.03)))
 
     def paint_eyes(self, image: Array, wide_open: bool) -> Array:
         radius = self.identity.eye_radius * (1.25 if wide_open else 1)
@@ -286,18 +298,18 @@ class _Head:
         for side in (-1, 1):
             eye_x = side * self.identity.eye_spacing + self.yaw
             pupil_x = eye_x + self.yaw * 0.2
-            image = blend(image, inside(self.ellipse(eye_x, EYE_Y, radius * 1.25, white_height)), (0.97, 0.97, 0.97))
+            image = blend(image, self.inside(self.ellipse(eye_x, EYE_Y, radius * 1.25, white_height)), (0.97, 0.97, 0.97))
             iris = self.ellipse(pupil_x, EYE_Y, radius * 0.62, radius * 0.62)
-            image = blend(image, inside(iris), EYE_COLORS[self.identity.eye_color])
+            image = blend(image, self.inside(iris), EYE_COLORS[self.identity.eye_color])
             pupil = self.ellipse(pupil_x, EYE_Y, radius * 0.28, radius * 0.28)
-            image = blend(image, inside(pupil), (0.02, 0.02, 0.02))
+            image = blend(image, self.inside(pupil), (0.02, 0.02, 0.02))
             brow = self.box(eye_x, brow_y, radius * 1.4, self.identity.brow_thickness, 0.01)
-            image = blend(image, inside(brow), self.hair * 0.7)
+            image = blend(image, self.inside(brow), self.hair * 0.7)
         return image
 
     def paint_nose(self, image: Array) -> Array:
         size = self.identity.nose_size
-        return blend(image, 0.55 * inside(self.ellipse(self.yaw * 1.4, 0.12, size * 0.6, size)), self.skin * 0.72)
+        return blend(image, 0.55 * self.inside(self.ellipse(self.yaw * 1.4, 0.12, size * 0.6, size)), self.skin * 0.72)
 
     def paint_mouth(self, image: Array, expression: str) -> Array:
         width, x = self.identity.mouth_width, self.yaw
@@ -307,20 +319,20 @@ class _Head:
             below_upper_lip = MOUTH_Y - 0.045 - self.y
             smile = np.maximum(self.ellipse(x, MOUTH_Y - 0.06, width * 1.2, 0.17), below_upper_lip)
             teeth = np.maximum(self.ellipse(x, MOUTH_Y - 0.06, width * 1.0, 0.10), below_upper_lip)
-            return blend(blend(image, inside(smile), lips), inside(teeth), (0.97, 0.96, 0.95))
+            return blend(blend(image, self.inside(smile), lips), self.inside(teeth), (0.97, 0.96, 0.95))
         if expression == "surprised":
-            image = blend(image, inside(self.ellipse(x, MOUTH_Y + 0.03, width * 0.55, 0.12)), lips)
-            return blend(image, inside(self.ellipse(x, MOUTH_Y + 0.03, width * 0.38, 0.085)), (0.2, 0.05, 0.06))
-        return blend(image, inside(self.box(x, MOUTH_Y, width, 0.035, 0.03)), lips)
+            image = blend(image, self.inside(self.ellipse(x, MOUTH_Y + 0.03, width * 0.55, 0.12)), lips)
+            return blend(image, self.inside(self.ellipse(x, MOUTH_Y + 0.03, width * 0.38, 0.085)), (0.2, 0.05, 0.06))
+        return blend(image, self.inside(self.box(x, MOUTH_Y, width, 0.035, 0.03)), lips)
 
     def paint_glasses_and_hat(self, image: Array) -> Array:
         if self.identity.glasses:
             for side in (-1, 1):
                 lens = self.ellipse(side * self.identity.eye_spacing + self.yaw, EYE_Y, 0.165, 0.145)
-                image = blend(image, inside(np.abs(lens) - 0.018), FRAME_COLOR)
-            image = blend(image, inside(self.box(self.yaw, EYE_Y, 0.05, 0.018)), FRAME_COLOR)
+                image = blend(image, self.inside(np.abs(lens) - 0.018), FRAME_COLOR)
+            image = blend(image, self.inside(self.box(self.yaw, EYE_Y, 0.05, 0.018)), FRAME_COLOR)
         if self.identity.hat:
             crown = np.maximum(self.ellipse(0, -0.3, self.identity.face_width + 0.1, 0.48), self.y + 0.32)
             brim = self.box(0, -0.34, self.identity.face_width + 0.22, 0.05, 0.03)
-            image = blend(image, inside(np.minimum(crown, brim)), CLOTH_COLORS[self.identity.hat_color])
+            image = blend(image, self.inside(np.minimum(crown, brim)), CLOTH_COLORS[self.identity.hat_color])
         return image

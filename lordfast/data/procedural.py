@@ -17,7 +17,7 @@ from lordfast.files import write_atomic
 
 @dataclass(frozen=True, eq=False)
 class ProceduralImage:
-    """One drawn picture: uint8 RGB (64, 64, 3), its caption and what it shows."""
+    """One drawn picture: uint8 RGB (S, S, 3), its caption and what it shows."""
 
     image: Uint8Image
     caption: str
@@ -31,6 +31,7 @@ def make_faces(
     *,
     token: str | None = None,
     vary_captions: bool = False,
+    size: int = 64,
 ) -> list[ProceduralImage]:
     """Draw ``n`` faces, each from a generator of its own: the first k do not depend on ``n``.
 
@@ -40,10 +41,11 @@ def make_faces(
         identity: one person for all pictures; each shows another one if ``None``.
         token: a rare word to put before "person" in the captions.
         vary_captions: make some captions vague, as `face_caption` does with a generator; else all are full.
+        size: pixels a side.
     """
 
     def draw(rng: np.random.Generator) -> ProceduralImage:
-        image, attributes = draw_face(draw_identity(rng) if identity is None else identity, rng)
+        image, attributes = draw_face(draw_identity(rng) if identity is None else identity, rng, size=size)
         caption = face_caption(attributes, rng if vary_captions else None, token)
         return ProceduralImage(_to_levels(image), caption, attributes)
 
@@ -57,6 +59,7 @@ def make_landscapes(
     *,
     token: str | None = None,
     vary_captions: bool = False,
+    size: int = 64,
 ) -> list[ProceduralImage]:
     """Draw ``n`` landscapes, each from a generator of its own: the first k do not depend on ``n``.
 
@@ -66,10 +69,11 @@ def make_landscapes(
         scene: one place for all pictures; each shows another one if ``None``.
         token: a rare word to put before "landscape" in the captions.
         vary_captions: make some captions vague, as `landscape_caption` does with a generator; else all are full.
+        size: pixels a side.
     """
 
     def draw(rng: np.random.Generator) -> ProceduralImage:
-        image, attributes = draw_landscape(draw_scene(rng) if scene is None else scene, rng)
+        image, attributes = draw_landscape(draw_scene(rng) if scene is None else scene, rng, size)
         caption = landscape_caption(attributes, rng if vary_captions else None, token)
         return ProceduralImage(_to_levels(image), caption, attributes)
 

@@ -6,7 +6,8 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -44,6 +45,8 @@ class TrainingConfig(RunConfig):
     """Steps of linear warm-up, for every schedule but constant."""
     weight_decay: float = 1e-2
     """AdamW's decoupled weight decay."""
+    adam_beta2: float = 0.999
+    """AdamW's decay of the squared gradients' average."""
     clip_norm: float = 1.0
     """Clip the gradient to this L2 norm; 0 leaves it alone."""
     gradient_checkpointing: bool = False
@@ -62,6 +65,14 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def __call__(self, indices: Sequence[int], generators: Sequence[torch.Generator]) -> dict[str, Any]: ...
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps besides weights and optimiser, such as an average of the weights."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 class Objective(nn.Module):
@@ -88,6 +99,8 @@ def check_training(config: TrainingConfig) -> None:
     for name in ("lr", "weight_decay", "clip_norm", "warmup_steps"):
         if not getattr(config, name) >= 0:
             raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
+    if not 0 <= config.adam_beta2 < 1:
+        raise ValueError(f"adam_beta2: expected at least 0 and less than 1, got {config.adam_beta2}")
     if config.warmup_steps and config.lr_schedule == "constant":
         raise ValueError(
             f"warmup_steps: lr_schedule constant has no warm-up, got {config.warmup_steps}; expected 0, or "
@@ -115,6 +128,8 @@ def train(
     run: RunFolder | None = None,
     description: str = "training",
     on_step: Callable[[int, bool], None] | None = None,
+    after_update: Callable[[], None] | None = None,
+    extras: Mapping[str, Stateful] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
     """Train whatever in `objective` requires a gradient.
 
@@ -124,7 +139,10 @@ def train(
 
     Args:
         run: where checkpoints and metrics go; None trains in memory (attack surrogates).
-        on_step: called on every process with (k, whether it is the last) after step k, counted from 1.
+        on_step: called on every process with (k, whether it is the last) after step k, counted from 1, and after its
+            checkpoint.
+        after_update: called on every process after the optimiser's update and before the checkpoint.
+        extras: name -> what checkpoints keep and a resumed run restores; `after_update` may change it.
 
     Returns:
         ``steps``, ``loss`` (mean over the last tenth of the steps), ``seconds`` of this session.
@@ -137,7 +155,12 @@ def train(
 
     check_training(config)
     steps = total_steps(config, len(batches), accelerator.num_processes)
-    optimizer = torch.optim.AdamW(objective.parameter_groups(config.lr), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        objective.parameter_groups(config.lr),
+        lr=config.lr,
+        betas=(0.9, config.adam_beta2),
+        weight_decay=config.weight_decay,
+    )
     schedule = get_scheduler(
         config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
     )
@@ -149,7 +172,7 @@ def train(
     done = 0
     found = latest_checkpoint(run.checkpoints) if run is not None and config.resume else None
     if found is not None:
-        done = _restore(found, trainable, optimizer, schedule, accelerator, drawn_from)
+        done = _restore(found, trainable, optimizer, schedule, accelerator, drawn_from, extras)
     losses = [row["loss"] for row in run.rewind(done)] if run is not None else []
     started = time.perf_counter()
     show = accelerator.is_main_process and run is not None
@@ -163,6 +186,8 @@ def train(
             torch.manual_seed(derive_seed(config.seed, "step", step, accelerator.process_index))
             row = _step(wrapped, batches, config, accelerator, optimizer, schedule, step, list(trainable.values()))
             losses.append(row["loss"])
+            if after_update is not None:
+                after_update()
             if run is not None:
                 run.log({"step": step + 1, **row})
             board.log(step + 1, row)
@@ -173,6 +198,8 @@ def train(
                 state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), **drawn_from}
                 if accelerator.scaler is not None:
                     state["scaler"] = accelerator.scaler.state_dict()
+                if extras:
+                    state["extras"] = {name: value.state_dict() for name, value in extras.items()}
                 save_checkpoint(run.checkpoints, step + 1, trainable, state, config.keep_checkpoints)
             if on_step is not None:
                 on_step(step + 1, last)
@@ -256,6 +283,7 @@ def _restore(
     schedule: Any,
     accelerator: Any,
     drawn_from: dict[str, int],
+    extras: Mapping[str, Stateful],
 ) -> int:
     step, weights, state = load_checkpoint(checkpoint)
     for name, count in drawn_from.items():
@@ -274,6 +302,8 @@ def _restore(
     schedule.load_state_dict(state["schedule"])
     if accelerator.scaler is not None and "scaler" in state:
         accelerator.scaler.load_state_dict(state["scaler"])
+    for name, value in extras.items():
+        value.load_state_dict(state["extras"][name])
     return step
 
 
