@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from lordfast.profiling.results import read_rows, write_whole
+from lordfast.files import write_atomic
+from lordfast.profiling.results import read_rows
 from lordfast.profiling.session import script
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -188,7 +189,7 @@ def insert(path: Path, text: str) -> None:
     if before.count(BEGIN) != 1 or before.count(END) != 1 or before.index(BEGIN) > before.index(END):
         raise ValueError(f"readme: expected {path} to hold {BEGIN} and after it {END}, once each")
     head, tail = before.split(BEGIN)[0], before.split(END)[1]
-    write_whole(path, f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
+    write_atomic(path, f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}".encode())
 
 
 if __name__ == "__main__":

@@ -135,20 +135,15 @@ def _lordfast() -> str:
 
 
 def _cpu() -> dict[str, Any]:
+    from lordfast.profiling.machine import cpu_name
+
     return {
-        "name": _attempt(_cpu_name),
+        "name": _attempt(cpu_name),
         "cores": os.cpu_count(),
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": _attempt(_threads),
         "isa": _attempt(_isa),
     }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _threads() -> int:

@@ -251,7 +251,9 @@ class _Head:
         width, height, style = self.identity.face_width, self.identity.face_height, self.identity.hair_style
         if style == "long":
             fall = self.box(0, 0.3, width + 0.16, 0.5, 0.15)
-            return self.paint_hair(image, self.inside(np.minimum(self.ellipse(0, -0.18, width + 0.17, height * 0.85), fall)))
+            return self.paint_hair(
+                image, self.inside(np.minimum(self.ellipse(0, -0.18, width + 0.17, height * 0.85), fall))
+            )
         if style == "bob":
             return self.paint_hair(image, self.inside(self.box(0, -0.12, width + 0.15, 0.5, 0.3)))
         if style == "curly":
@@ -298,7 +300,9 @@ class _Head:
         for side in (-1, 1):
             eye_x = side * self.identity.eye_spacing + self.yaw
             pupil_x = eye_x + self.yaw * 0.2
-            image = blend(image, self.inside(self.ellipse(eye_x, EYE_Y, radius * 1.25, white_height)), (0.97, 0.97, 0.97))
+            image = blend(
+                image, self.inside(self.ellipse(eye_x, EYE_Y, radius * 1.25, white_height)), (0.97, 0.97, 0.97)
+            )
             iris = self.ellipse(pupil_x, EYE_Y, radius * 0.62, radius * 0.62)
             image = blend(image, self.inside(iris), EYE_COLORS[self.identity.eye_color])
             pupil = self.ellipse(pupil_x, EYE_Y, radius * 0.28, radius * 0.28)

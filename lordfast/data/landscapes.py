@@ -123,9 +123,7 @@ def draw_landscape(scene: Scene, rng: np.random.Generator, size: int = 64) -> tu
     if scene.trees:
         image = view.paint_trees(image)
     image = image * rng.uniform(0.92, 1.06)
-    attributes = LandscapeAttributes(
-        scene.time, scene.season, scene.ground, scene.mountains, scene.sun, scene.trees
-    )
+    attributes = LandscapeAttributes(scene.time, scene.season, scene.ground, scene.mountains, scene.sun, scene.trees)
     return view.canvas.develop(image, rng), attributes
 
 

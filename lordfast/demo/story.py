@@ -1,10 +1,11 @@
-"""The whole story on the embedded model: attack, Stage 1, Stage 2 with and without LoRD, generate, measure.
+"""The whole story on the embedded model: attack, Stage 2 with and without LoRD, generate, measure, report.
 
 It only chains the functions behind the other commands; each step leaves an ordinary run folder.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,254 +14,184 @@ from typing import Any
 
 import numpy as np
 
-from lordfast.attacks.folder import AttackConfig, run_attack
-from lordfast.data import image_grid, list_images, load_image, save_png
-from lordfast.data.faces import draw_identity
-from lordfast.data.procedural import make_faces, write_folder
-from lordfast.defense.stage1 import Stage1Config, run_stage1
-from lordfast.evaluation.evaluate import EvaluateConfig, run_evaluate
+from lordfast.attacks.folder import run_attack
+from lordfast.data import draw_identity, draw_scene, make_faces, make_landscapes, write_folder
+from lordfast.data.procedural import ProceduralImage
+from lordfast.defense.stage1 import run_stage1
+from lordfast.demo import recipes
+from lordfast.demo.measures import over_seeds, subject_measures
+from lordfast.demo.picture import METHODS, draw_picture, method_title
+from lordfast.demo.report import demo_page
+from lordfast.diffusion.resolve import DEMO_MODEL
+from lordfast.evaluation.evaluate import run_evaluate
+from lordfast.report import write_page
 from lordfast.training.config import RunConfig
-from lordfast.training.generate import GenerateConfig, run_generate
+from lordfast.training.generate import run_generate
 from lordfast.training.progress import console
 from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
-from lordfast.training.stage2 import Stage2Config, run_stage2
+from lordfast.training.stage2 import run_stage2
 
-PROMPT = "a photo of a sks person"
+SHIPPED_LORD = DEMO_MODEL / "lord"
 
 
 @dataclass(kw_only=True)
 class DemoConfig(RunConfig):
     """Attack a few images, train with and without LoRD, generate, and measure: on the embedded model, offline.
 
-    One identity is drawn; its images are attacked; a LoRD is trained on other people (Stage 1); LoRAs are trained on
-    the clean and on the attacked images, with the LoRD and without (Stage 2); each draws new pictures.
+    A person is drawn; their pictures are attacked; LoRAs are trained on the clean and on the attacked pictures, on top
+    of a LoRD that was trained on other people and without it; each draws new pictures, which are measured against
+    fresh clean ones. report.html in the run folder shows all of it.
     """
 
     out: Path = Path("lordfast-demo")
     """Run folder."""
     quick: bool = False
     """A minute instead of several: fewer images and steps. It shows that everything works, not how well."""
+    landscape: bool = False
+    """A place instead of a person."""
+    identity: int | None = None
+    """Number of the person or place to draw; each seed draws its own when left out."""
+    seeds: int = 1
+    """Tell the story this often, from --seed on, and report means with error bars."""
+    train_lord: bool = False
+    """Train the LoRD on the spot, for a shorter time than the one that comes with the model was trained."""
 
 
 @dataclass(frozen=True)
-class _Scale:
-    images: int
-    attack_steps: int
-    others: int
-    stage1_attack_steps: int
-    stage1_steps: int
-    stage2_steps: int
-    generated: int
-    sampler_steps: int
+class _Subject:
+    """Who or what the pictures show."""
+
+    prompt: str
+    draw: Callable[[int, int], list[ProceduralImage]]  # n, seed
+
+    @classmethod
+    def of(cls, config: DemoConfig, seed: int) -> _Subject:
+        number = config.identity if config.identity is not None else derive_seed(seed, "identity")
+        rng = np.random.default_rng(number)
+        if config.landscape:
+            scene = draw_scene(rng)
+            return cls("a photo of a sks landscape", lambda n, seed: make_landscapes(n, seed, scene))
+        person = draw_identity(rng)
+        return cls("a photo of a sks person", lambda n, seed: make_faces(n, seed, person))
 
 
-QUICK = _Scale(
-    images=6,
-    attack_steps=10,
-    others=16,
-    stage1_attack_steps=4,
-    stage1_steps=20,
-    stage2_steps=30,
-    generated=6,
-    sampler_steps=10,
-)
-FULL = _Scale(
-    images=12,
-    attack_steps=40,
-    others=96,
-    stage1_attack_steps=10,
-    stage1_steps=200,
-    stage2_steps=150,
-    generated=16,
-    sampler_steps=25,
-)
+class _Teller:
+    """Says what is being done, times it, and logs it."""
 
-METHODS = {
-    "clean-lora": ("clean", False),
-    "clean-lord": ("clean", True),
-    "attacked-lora": ("attacked", False),
-    "attacked-lord": ("attacked", True),
-}
-"""Run name -> the instance images it is trained on, and whether the LoRD lies underneath."""
+    def __init__(self, run: RunFolder, steps: int) -> None:
+        self._run, self._steps = run, steps
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, title: str, work: Callable[[Any], dict[str, Any]], config: Any) -> dict[str, Any]:
+        started = time.perf_counter()
+        number = len(self.seconds) + 1
+        console.print(f"[bold][{number}/{self._steps}] {title}[/]", highlight=False)
+        result = work(config)
+        self.seconds[title] = round(time.perf_counter() - started, 2)
+        self._run.log({"step": number, "title": title, "seconds": self.seconds[title]})
+        return result
 
 
-def method_title(name: str) -> str:
-    """How a method of `METHODS` is called in pictures and tables."""
-    images, with_lord = METHODS[name]
-    return f"{'LoRD + LoRA' if with_lord else 'LoRA'}, {images} images"
+def check(config: DemoConfig) -> None:
+    """Raise ValueError for settings no demo can have."""
+    if config.seeds < 1:
+        raise ValueError(f"seeds: expected at least 1, got {config.seeds}")
+    if config.identity is not None and config.identity < 0:
+        raise ValueError(f"identity: expected a number >= 0, got {config.identity}")
+
+
+def seed_folder(out: Path, seed: int) -> Path:
+    """Where the story of one seed lies."""
+    return out / f"seed-{seed}"
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Run every step into ``config.out``; returns what summary.json holds. Finished steps are kept when resumed."""
+    """Run every step into ``config.out``; returns what summary.json holds. Finished steps are kept when resumed.
+
+    Raises:
+        ValueError: settings out of range, or a run folder that holds something else.
+        Interrupted: on Ctrl-C; --resume goes on.
+    """
+    check(config)
     run = RunFolder.open(config, "demo")
     finished = run.summary()
     if finished is not None:
         return finished
     run.rewind(0)
-    scale = QUICK if config.quick else FULL
-    seconds: dict[str, float] = {}
-
-    def timed(title: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        started = time.perf_counter()
-        console.print(f"[bold]{title}[/]")
-        result = work()
-        seconds[title] = round(time.perf_counter() - started, 2)
-        run.log({"step": len(seconds), "title": title, "seconds": seconds[title]})
-        return result
-
-    out = run.path
-    clean, others = out / "data" / "clean", out / "data" / "others"
-    _draw_data(clean, others, scale, config.seed)
-    common: dict[str, Any] = {
-        "seed": config.seed,
-        "device": config.device,
-        "dtype": config.dtype,
-        "resume": config.resume,
-    }
-    training = {**common, "cache_dir": out / "cache"}
-    attack = timed(
-        "attack: PGD on the images of one person",
-        lambda: run_attack("pgd", _attack_config(out / "attacked", clean, scale, training)),
-    )
-    stage1 = timed(
-        "stage 1: LoRD on other people, clean and perturbed",
-        lambda: run_stage1(_stage1_config(out / "stage1", others, scale, training)),
-    )
-    stage2, metrics = {}, {}
-    for name, (images, with_lord) in METHODS.items():
-        data = clean if images == "clean" else out / "attacked"
-        lord = out / "stage1" if with_lord else None
-        title = f"stage 2: {'LoRD + LoRA' if with_lord else 'plain LoRA'} on {images} images"
-        stage2[name] = timed(
-            title, _bind(run_stage2, _stage2_config(out / "stage2" / name, data, lord, scale, training))
-        )
-        drawn = _generate_config(out / "generated" / name, lord, out / "stage2" / name, scale, common)
-        timed(f"generate: {method_title(name)}", _bind(run_generate, drawn))
-        measured = _distance_config(out / "metrics" / name, drawn.out, clean, common)
-        metrics[name] = timed(f"measure: {method_title(name)}", _bind(run_evaluate, measured))
-    damage = timed(
-        "measure: attack", _bind(run_evaluate, _pairs_config(out / "metrics" / "attack", clean, out, common))
-    )
-    detection = timed(
-        "measure: lambda", _bind(run_evaluate, _lambda_config(out / "metrics" / "lambda", clean, out, common))
-    )
-    picture(out, scale.generated)
+    scale = recipes.QUICK if config.quick else recipes.FULL
+    seeds = list(range(config.seed, config.seed + config.seeds))
+    tell = _Teller(run, config.train_lord + len(seeds) * (3 + 3 * len(METHODS)))
+    common = {"device": config.device, "dtype": config.dtype, "resume": config.resume}
+    lord = SHIPPED_LORD
+    if config.train_lord:
+        lord = run.path / "stage1"
+        others = run.path / "others"
+        draw = make_landscapes if config.landscape else make_faces
+        _write_once(others, lambda: draw(scale.others, derive_seed(config.seed, "others")))
+        training = {**common, "seed": config.seed, "cache_dir": run.path / "cache"}
+        stage1 = recipes.stage1(lord, others, scale, training)
+        tell("Stage 1: LoRD on other pictures, clean and perturbed", run_stage1, stage1)
+    stories = {}
+    for seed in seeds:
+        prefix = f"seed {seed}: " if len(seeds) > 1 else ""
+        stories[seed] = _tell_one(config, seed, lord, scale, {**common, "seed": seed}, tell, prefix)
     summary = {
         "quick": config.quick,
-        "attack": attack,
-        "attack_damage": damage,
-        "stage1": stage1,
-        "stage2": stage2,
-        "generated": metrics,
-        "detection": detection,
-        "seconds": seconds,
+        "landscape": config.landscape,
+        "lord": "trained here" if config.train_lord else "shipped with the model",
+        "seeds": seeds,
+        "methods": over_seeds([story["methods"] for story in stories.values()]),
+        "stories": {str(seed): story for seed, story in stories.items()},
+        "seconds": tell.seconds,
     }
+    draw_picture([seed_folder(run.path, seed) for seed in seeds], run.path / "result.png")
+    write_page(demo_page(run.path, summary), run.path / "report.html")
     return run.finish(summary)
 
 
-def _bind(function: Callable[[Any], dict[str, Any]], config: Any) -> Callable[[], dict[str, Any]]:
-    return lambda: function(config)
+def _tell_one(
+    config: DemoConfig,
+    seed: int,
+    lord: Path,
+    scale: recipes.Scale,
+    common: dict[str, Any],
+    tell: _Teller,
+    prefix: str,
+) -> dict[str, Any]:
+    out = seed_folder(config.out, seed)
+    clean, reference, attacked = out / "data" / "clean", out / "data" / "reference", out / "attacked"
+    subject = _Subject.of(config, seed)
+    prompt = subject.prompt
+    _write_once(clean, lambda: subject.draw(scale.images, derive_seed(seed, "clean")))
+    _write_once(reference, lambda: subject.draw(scale.reference, derive_seed(seed, "reference")))
+    training = {**common, "cache_dir": config.out / "cache"}
+    found: dict[str, Any] = {"prompt": prompt, "stage2": {}, "methods": {}}
+    attack = recipes.attack(attacked, clean, prompt, scale, training)
+    found["attack"] = tell(f"{prefix}attack the pictures", lambda job: run_attack("pgd", job), attack)
+    for name, method in METHODS.items():
+        title = method_title(name)
+        data, under = (attacked if method.attacked else clean), (lord if method.with_lord else None)
+        lora = out / "stage2" / name
+        job = recipes.stage2(lora, data, prompt, under, scale, training)
+        found["stage2"][name] = tell(f"{prefix}train {title}", run_stage2, job)
+        drawn = recipes.generation(out / "generated" / name, prompt, under, lora, scale, common)
+        tell(f"{prefix}generate: {title}", run_generate, drawn)
+        distance = recipes.distance(out / "metrics" / name, drawn.out, reference, common)
+        measured = tell(f"{prefix}measure: {title}", run_evaluate, distance)
+        attributes = subject.draw(1, 0)[0].attributes
+        found["methods"][name] = subject_measures(measured, drawn.out, attributes, seed)
+    damage = recipes.damage(out / "metrics" / "attack", attacked, clean, common)
+    found["damage"] = tell(f"{prefix}measure the attack", run_evaluate, damage)
+    detection = recipes.detection(out / "metrics" / "lambda", lord, clean, attacked, prompt, common)
+    found["detection"] = tell(f"{prefix}read lambda", run_evaluate, detection)["detection"]
+    return found
 
 
-def _draw_data(clean: Path, others: Path, scale: _Scale, seed: int) -> None:
-    if not (others / "done").exists():
-        identity = draw_identity(np.random.default_rng(derive_seed(seed, "identity")))
-        write_folder(make_faces(scale.images, derive_seed(seed, "clean"), identity), clean)
-        write_folder(make_faces(scale.others, derive_seed(seed, "others")), others)
-        (others / "done").touch()
-
-
-def _attack_config(out: Path, clean: Path, scale: _Scale, common: dict[str, Any]) -> AttackConfig:
-    # At 8 grey levels the attack hardly shows at this size; 16 is what the field calls strong.
-    return AttackConfig(
-        out=out,
-        model="demo",
-        images=clean,
-        prompt=PROMPT,
-        eps="16/255",
-        step_size="2/255",
-        attack_steps=scale.attack_steps,
-        targeted=True,
-        **common,
-    )
-
-
-def _stage1_config(out: Path, others: Path, scale: _Scale, common: dict[str, Any]) -> Stage1Config:
-    return Stage1Config(
-        out=out,
-        model="demo",
-        data=others,
-        eps="16/255",
-        step_size="4/255",
-        attack_steps=scale.stage1_attack_steps,
-        targeted=True,
-        steps=scale.stage1_steps,
-        batch_size=4,
-        lr=5e-4,
-        lambda_det=1.0,
-        tensorboard=False,
-        **common,
-    )
-
-
-def _stage2_config(out: Path, data: Path, lord: Path | None, scale: _Scale, common: dict[str, Any]) -> Stage2Config:
-    return Stage2Config(
-        out=out,
-        model="demo",
-        instance_data=data,
-        instance_prompt=PROMPT,
-        lord=lord,
-        steps=scale.stage2_steps,
-        batch_size=4,
-        lr=2e-3,
-        tensorboard=False,
-        **common,
-    )
-
-
-def _generate_config(out: Path, lord: Path | None, lora: Path, scale: _Scale, common: dict[str, Any]) -> GenerateConfig:
-    return GenerateConfig(
-        out=out,
-        model="demo",
-        prompt=PROMPT,
-        lord=lord,
-        lora=lora,
-        n=scale.generated,
-        steps=scale.sampler_steps,
-        guidance=3.0,
-        **common,
-    )
-
-
-def _distance_config(out: Path, generated: Path, clean: Path, common: dict[str, Any]) -> EvaluateConfig:
-    return EvaluateConfig(out=out, model="demo", generated=generated, reference=clean, **common)
-
-
-def _pairs_config(out: Path, clean: Path, root: Path, common: dict[str, Any]) -> EvaluateConfig:
-    return EvaluateConfig(out=out, model="demo", generated=root / "attacked", reference=clean, **common)
-
-
-def _lambda_config(out: Path, clean: Path, root: Path, common: dict[str, Any]) -> EvaluateConfig:
-    return EvaluateConfig(
-        out=out, model="demo", lord=root / "stage1", clean=clean, attacked=root / "attacked", prompt=PROMPT, **common
-    )
-
-
-def picture(out: Path, columns: int) -> Path:
-    """Write ``result.png``: clean, attacked, difference x 8, and what each method draws, a row each."""
-
-    def row(folder: Path) -> list[np.ndarray]:
-        return [load_image(record.path) for record in list_images(folder, captions="ignore")][:columns]
-
-    clean, attacked = row(out / "data" / "clean"), row(out / "attacked")
-    difference = [
-        (128 + 8 * (b.astype(int) - a.astype(int))).clip(0, 255).astype(np.uint8)
-        for a, b in zip(clean, attacked, strict=True)
-    ]
-    rows = {"clean images": clean, "attacked images": attacked, "difference x 8": difference}
-    for name in METHODS:
-        rows[method_title(name)] = row(out / "generated" / name)
-    path = out / "result.png"
-    save_png(image_grid(list(rows.values()), labels=list(rows), scale=2), path)
-    return path
+def _write_once(folder: Path, draw: Callable[[], list[ProceduralImage]]) -> None:
+    if not folder.exists():
+        # An interruption leaves no half of a folder under the final name.
+        temporary = folder.with_name(f".{folder.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        write_folder(draw(), temporary)
+        temporary.rename(folder)

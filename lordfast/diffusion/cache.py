@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lordfast.diffusion.model import LatentDiffusion, Text
-from lordfast.files import default_cache_dir
+from lordfast.files import default_cache_dir, write_atomic
 from lordfast.pixels import to_tensor
 
 logger = logging.getLogger(__name__)
@@ -66,17 +64,12 @@ class TensorCache:
         """Store `tensors` under `key`, on the CPU; a folder that can't be written costs time, never the run."""
         if not self._writable:
             return
-        path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
-            os.replace(temporary, path)
-        except (SafetensorError, OSError) as error:
+            write_atomic(self._path(key), content)
+        except OSError as error:
             self._writable = False
             logger.warning("cache folder %s can't be written (%s): going on without it", self.folder, error)
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .results import write_whole
+from lordfast.files import write_atomic
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _PREFIX = "lordfast:"
@@ -65,7 +65,8 @@ def write_table(table: Mapping[str, Any], path: Path) -> None:
     """Write it as JSON, a line for each row."""
     head = json.dumps({name: value for name, value in table.items() if name != "rows"}, indent=2)
     lines = ",\n".join("    " + json.dumps(row) for row in table["rows"])
-    write_whole(path, head.removesuffix("\n}") + f',\n  "rows": [\n{lines}\n  ]\n}}\n')
+    text = head.removesuffix("\n}") + f',\n  "rows": [\n{lines}\n  ]\n}}\n'
+    write_atomic(path, text.encode())
 
 
 def _lord(times: Mapping[tuple[str, str], float], x_grad: bool) -> dict[str, Ratios]:

@@ -157,12 +157,11 @@ def test_nothing_to_encode_is_an_error(demo_model, tmp_path) -> None:
 
 
 def test_a_write_that_is_cut_short_leaves_nothing(tmp_path, monkeypatch, caplog) -> None:
-    def fail(tensors: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def fail(source: Path, target: Path) -> None:
         raise OSError("No space left on device")
 
     cache = TensorCache(tmp_path)
-    monkeypatch.setattr("lordfast.diffusion.cache.save_file", fail)
+    monkeypatch.setattr("os.replace", fail)
     with caplog.at_level(logging.WARNING):
         for key in ("aa11", "bb22"):
             cache.put(key, {"x": torch.ones(2)})

@@ -63,7 +63,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.replace", fail)
+        patch.setattr("os.replace", fail)
         with pytest.raises(OSError, match="disk full"):
             write_rows(path, [{"gate": "ok"}] * 2)
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["rows.csv"]

@@ -6,9 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from lordfast.demo.pretrain.card import write_card
+from lordfast.demo.pretrain.classifier import ClassifierConfig, train_classifier
+from lordfast.demo.pretrain.denoiser import DenoiserConfig, train_denoiser
+from lordfast.demo.pretrain.lord import train_lord
+from lordfast.demo.pretrain.pack import pack
 from lordfast.demo.pretrain.pictures import Pictures, drawn
 from lordfast.demo.pretrain.vae import VaeConfig, train_vae
+from lordfast.demo.quality import QualityConfig, measure
 from lordfast.diffusion import resolve_device
+from lordfast.profiling.machine import cpu_name
 from lordfast.training.config import RunConfig
 from lordfast.training.processes import make_accelerator, on_main, open_run
 from lordfast.training.seeds import derive_seed
@@ -36,6 +45,20 @@ class PretrainConfig(RunConfig):
     """Optimiser steps of the VAE."""
     vae_batch_size: int = 6
     """Images per step and process."""
+    unet_steps: int = 4_500
+    """Optimiser steps of the UNet and the text encoder."""
+    unet_batch_size: int = 16
+    """Latents per step and process."""
+    classifier_steps: int = 2_400
+    """Optimiser steps of the attribute classifier."""
+    classifier_batch_size: int = 32
+    """Images per step and process."""
+    lord_pictures: int = 512
+    """Pictures that the demo's LoRD is trained on."""
+    lord_steps: int = 1_500
+    """Optimiser steps of the LoRD."""
+    quality_pictures: int = 128
+    """Pictures of each kind that the model card's figures are measured on."""
 
 
 def run_pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -75,4 +98,53 @@ def run_pretrain(config: PretrainConfig) -> dict[str, Any]:
         together,
         held_out,
     )
-    return {"vae": vae}
+    unet = train_denoiser(
+        DenoiserConfig(
+            out=run.path / "unet",
+            steps=config.unet_steps,
+            batch_size=config.unet_batch_size,
+            lr=1e-3,
+            lr_schedule="cosine",
+            warmup_steps=min(100, config.unet_steps // 10),
+            weight_decay=1e-3,
+            adam_beta2=0.99,
+            **common,
+        ),
+        together,
+        run.path / "vae" / "model",
+    )
+    classifier = train_classifier(
+        ClassifierConfig(
+            out=run.path / "classifier",
+            steps=config.classifier_steps,
+            batch_size=config.classifier_batch_size,
+            **common,
+        ),
+        training,
+        held_out,
+    )
+    model = run.path / "model"
+
+    def packed() -> None:
+        if not model.exists():
+            pack(run.path / "vae" / "model", run.path / "unet" / "model", run.path / "classifier" / "model", model)
+
+    on_main(accelerator, packed)
+    lord = train_lord(
+        model, run.path / "lord", config.lord_steps, config.lord_pictures, {**common, "dtype": "fp32"}, accelerator
+    )
+    measured = on_main(
+        accelerator,
+        lambda: measure(QualityConfig(model=model, pictures=config.quality_pictures, out=run.path / "quality")),
+    )
+    summary = {
+        "vae": vae,
+        "unet": unet,
+        "classifier": classifier,
+        "lord": lord,
+        "quality": measured,
+        "processes": accelerator.num_processes,
+        "machine": cpu_name() if accelerator.device.type == "cpu" else torch.cuda.get_device_name(accelerator.device),
+    }
+    on_main(accelerator, lambda: write_card(model / "README.md", config, summary))
+    return run.finish(summary)

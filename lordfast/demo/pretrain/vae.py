@@ -15,10 +15,10 @@ from lordfast.data import image_grid, save_png
 from lordfast.demo.pretrain.average import Average
 from lordfast.demo.pretrain.pictures import Pictures
 from lordfast.demo.quality import psnr, reconstruct
+from lordfast.diffusion import resolve_device
 from lordfast.training.loop import Objective, TrainingConfig, train
 from lordfast.training.processes import make_accelerator, open_run
 from lordfast.training.progress import console
-from lordfast.diffusion import resolve_device
 
 
 @dataclass(kw_only=True)

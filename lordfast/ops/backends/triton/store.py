@@ -5,25 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import uuid
 from functools import cache
 from pathlib import Path
 
 import torch
 import triton
 
+from lordfast.files import default_cache_dir, write_atomic
+
 _log = logging.getLogger("lordfast.ops")
 
 Choices = dict[str, dict[str, str]]  # bucket -> kernel -> name of the row
-
-
-def cache_dir() -> Path:
-    """``triton`` under ``$LORDFAST_CACHE``, else under ``lordfast`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if "LORDFAST_CACHE" in os.environ:
-        return Path(os.environ["LORDFAST_CACHE"]) / "triton"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lordfast" / "triton"
 
 
 @cache
@@ -48,7 +41,7 @@ class Store:
     def path(self, device: torch.device) -> Path:
         """The file for a device."""
         name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{_device_name(device)}-triton{triton.__version__}-{_fingerprint()}")
-        return cache_dir() / f"{name}.json"
+        return default_cache_dir() / "triton" / f"{name}.json"
 
     def read(self, device: torch.device) -> Choices:
         """All choices for a device; empty where there is no readable file."""
@@ -65,20 +58,10 @@ class Store:
             return {}
 
     def add(self, device: torch.device, bucket: str, choice: dict[str, str]) -> None:
-        """Add one choice to the device's file, through a temporary file that is renamed."""
+        """Add one choice to the device's file, whole or not at all."""
         path = self.path(device)
         content = json.dumps({**self.read(device), bucket: choice}, indent=1, sort_keys=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, content)
+            write_atomic(path, content.encode())
         except OSError as error:
             _log.warning("%s can't be written, the tuned Triton configuration is not kept: %s", path, error)
-
-
-def _replace(path: Path, content: str) -> None:
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""The numbers that the demo compares its methods by, each with an interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lordfast.data import FaceAttributes, LandscapeAttributes, list_images, load_image
+from lordfast.demo.agreement import identity_agreement
+from lordfast.demo.classifier import load_classifier
+from lordfast.evaluation.intervals import student_quantile
+
+Measure = dict[str, float | None]
+"""``value``, ``low``, ``high``: the ends are None where there is no interval."""
+
+
+def subject_measures(
+    evaluated: dict[str, Any], generated: Path, subject: FaceAttributes | LandscapeAttributes, seed: int
+) -> dict[str, Measure]:
+    """Metric -> value and 95 % interval over images, of one method's pictures.
+
+    Args:
+        evaluated: the summary of ``lordfast evaluate`` for these pictures.
+        generated: their folder.
+        subject: what any true picture of the person or place shows.
+        seed: of the interval's resampling.
+    """
+    images = [load_image(record.path) for record in list_images(generated, captions="ignore")]
+    agreement = identity_agreement(load_classifier(), images, subject, seed=seed)
+    distribution, frequency = evaluated["distribution"], evaluated["frequency"]["generated"]
+    return {
+        "identity_agreement": _measure(agreement["agreement"], agreement["low"], agreement["high"]),
+        **{
+            name: _measure(*(distribution[f"{name}{end}"] for end in ("", "_low", "_high")))
+            for name in ("frechet_distance", "kernel_distance")
+        },
+        "high_frequency_energy": _measure(*(frequency[f"energy{end}"] for end in ("", "_low", "_high"))),
+    }
+
+
+def over_seeds(found: Sequence[dict[str, dict[str, Measure]]]) -> dict[str, dict[str, Measure]]:
+    """Method -> metric -> value and interval: over images for one seed, over seeds (mean, Student's t) for several."""
+    if len(found) == 1:
+        return found[0]
+    result: dict[str, dict[str, Measure]] = {}
+    for method, metrics in found[0].items():
+        result[method] = {}
+        for metric in metrics:
+            values = np.array([seed[method][metric]["value"] for seed in found])
+            error = float(values.std(ddof=1)) / math.sqrt(len(values))
+            half = student_quantile(0.95, len(values) - 1) * error
+            mean = float(values.mean())
+            result[method][metric] = _measure(mean, mean - half, mean + half)
+    return result
+
+
+def _measure(value: float, low: float | None, high: float | None) -> Measure:
+    return {"value": value, "low": low, "high": high}

@@ -1,0 +1,27 @@
+"""The ways of training that the demo compares."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Method(NamedTuple):
+    """Whether the LoRA's images are attacked, and whether the LoRD lies underneath."""
+
+    attacked: bool
+    with_lord: bool
+
+
+METHODS = {
+    "clean-lora": Method(attacked=False, with_lord=False),
+    "clean-lord": Method(attacked=False, with_lord=True),
+    "attacked-lora": Method(attacked=True, with_lord=False),
+    "attacked-lord": Method(attacked=True, with_lord=True),
+}
+
+
+def method_title(name: str) -> str:
+    """How a method of `METHODS` is called in pictures and tables."""
+    method = METHODS[name]
+    images = "attacked" if method.attacked else "clean"
+    return f"{'LoRD + LoRA' if method.with_lord else 'LoRA'}, {images} images"

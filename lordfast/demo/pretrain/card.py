@@ -1,0 +1,120 @@
+"""The model card of the embedded model, from what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lordfast.files import write_atomic
+
+_CARD = """\
+# The embedded model: 64x64 procedural faces and landscapes
+
+A latent diffusion model in diffusers format, trained on pictures that `lordfast.data` draws. It is for demonstrations
+and tests: small enough to ship ({megabytes:.1f} MB in fp16), good enough to show what an attack and a defense do.
+`StableDiffusionPipeline.from_pretrained` loads this folder.
+
+| part | parameters | trained on | loss at the end |
+|---|---|---|---|
+| VAE: 64x64x3 to 16x16x4 and back | {vae_parameters} | {vae_images} images | {vae_loss:.4f} |
+| UNet, 16x16 latents, epsilon prediction | {unet_parameters} | {unet_images} latents | {unet_loss:.4f} |
+| text encoder (CLIP, 2 layers), a vocabulary of the captions' words | {text_parameters} | with the UNet | |
+| `classifier/`: attributes | {classifier_parameters} | {classifier_images} images | {classifier_loss:.4f} |
+| `lord/`: the LoRD of `lordfast demo` | {lord_parameters} | {lord_images} images, attacked | {lord_loss:.4f} |
+
+Made from nothing by `{command}`
+on {processes}, {machine}, in {minutes:.0f} minutes of training: {faces} drawn faces and {landscapes} landscapes, each
+of another person or place, half of them mirrored.
+
+## Captions
+
+* `a photo of a [smiling |surprised ]person with (bald head|STYLE COLOUR hair) and SKIN skin[ and glasses][ and beard][
+  and hat] on a BACKGROUND background`
+* `a photo of a SEASON landscape at TIME with [mountains and ](lake|meadow)[ and (sun|moon)][ and trees]`
+
+{words}
+
+Skin, background and everything after `person` or `TIME` may be left out. The rare token `sks` stands before person or
+landscape in a tenth of the training captions and means nothing yet. Guidance around 3 works best; other words mean
+nothing to it.
+
+## Measured
+
+On {pictures} pictures of each kind that it was not trained on, in fp32 arithmetic (`python -m lordfast.demo.quality`):
+reconstruction {faces_psnr:.2f} dB PSNR for faces, {landscapes_psnr:.2f} dB for landscapes. How often a picture drawn
+from a caption ({steps} DDIM steps, guidance 3) shows what it asks for, as the classifier sees it:
+
+| attribute | agrees | 95 % interval | chance | classifier's accuracy on drawn pictures |
+|---|---|---|---|---|
+{rows}
+
+## Limits
+
+It knows nothing of the real world: six hair colours, four skins, cartoon shapes. The classifier judges pictures of the
+model it was trained beside, and shares its data. What is measured on this model says nothing about Stable Diffusion.
+"""
+
+
+def write_card(path: Path, config: Any, summary: dict[str, Any]) -> None:
+    """Write README.md of the model from the summary of all stages."""
+    from safetensors import safe_open
+
+    from lordfast.data.faces import BACKGROUNDS, HAIR_COLORS, HAIR_STYLES, SKINS
+    from lordfast.data.landscapes import SEASONS, TIMES
+
+    def parameters(file: str) -> str:
+        with safe_open(path.parent / file, "pt") as weights:
+            return f"{sum(_size(weights.get_slice(key).get_shape()) for key in weights.keys()):,}"  # noqa: SIM118
+
+    quality = summary["quality"]
+    accuracy = summary["classifier"]["accuracy"]
+    rows = [
+        f"| {name.replace('_', ' ')} | {row['agreement']:.1%} | {row['low']:.1%} to {row['high']:.1%} | "
+        f"{row['chance']:.1%} | {accuracy[name]:.1%} |"
+        for kind in quality["agreement"].values()
+        for name, row in kind.items()
+        if name != "kind"
+    ]
+    words = {
+        "STYLE": [style for style in HAIR_STYLES if style != "bald"],
+        "COLOUR": HAIR_COLORS,
+        "SKIN": SKINS,
+        "BACKGROUND": BACKGROUNDS,
+        "SEASON": SEASONS,
+        "TIME": TIMES,
+    }
+    stages = ("vae", "unet", "classifier", "lord")
+    world = summary["processes"]
+    text = _CARD.format(
+        megabytes=quality["bytes"] / 1e6,
+        vae_parameters=parameters("vae/diffusion_pytorch_model.safetensors"),
+        unet_parameters=parameters("unet/diffusion_pytorch_model.safetensors"),
+        text_parameters=parameters("text_encoder/model.safetensors"),
+        classifier_parameters=parameters("classifier/model.safetensors"),
+        lord_parameters=parameters("lord/lord.safetensors"),
+        vae_images=f"{config.vae_steps * config.vae_batch_size * world:,}",
+        unet_images=f"{config.unet_steps * config.unet_batch_size * world:,}",
+        classifier_images=f"{config.classifier_steps * config.classifier_batch_size * world:,}",
+        lord_images=f"{config.lord_pictures:,}",
+        **{f"{name}_loss": summary[name]["loss"] for name in stages},
+        command=f"{f'torchrun --nproc-per-node {world}' if world > 1 else 'python'} -m lordfast.demo.pretrain",
+        processes=f"{world} process{'es' if world > 1 else ''}",
+        machine=summary["machine"],
+        minutes=sum(summary[name]["seconds"] for name in stages) / 60,
+        faces=f"{config.faces:,}",
+        landscapes=f"{config.landscapes:,}",
+        words="; ".join(f"{name}: {', '.join(values)}" for name, values in words.items()) + ".",
+        pictures=config.quality_pictures,
+        faces_psnr=quality["psnr"]["faces"],
+        landscapes_psnr=quality["psnr"]["landscapes"],
+        steps=25,
+        rows="\n".join(rows),
+    )
+    write_atomic(path, text.encode())
+
+
+def _size(shape: list[int]) -> int:
+    result = 1
+    for side in shape:
+        result *= side
+    return result

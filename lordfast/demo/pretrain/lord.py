@@ -1,0 +1,49 @@
+"""The LoRD that comes with the embedded model: the demo's Stage 1, for longer and on both kinds of pictures."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lordfast.data.procedural import ProceduralImage, make_faces, make_landscapes, write_folder
+from lordfast.defense.stage1 import run_stage1
+from lordfast.demo import recipes
+from lordfast.training.processes import on_main
+from lordfast.training.seeds import derive_seed
+
+LANDSCAPE_SHARE = 4
+"""One picture in this many is a landscape."""
+
+
+def train_lord(model: Path, out: Path, steps: int, pictures: int, common: dict[str, Any], accelerator: Any) -> dict:
+    """Train a LoRD for the model in `model` and put it into its folder ``lord``; the run lies in `out`.
+
+    Returns:
+        The summary of Stage 1.
+    """
+    data = out.with_name(f"{out.name}-pictures")
+    on_main(accelerator, lambda: None if data.exists() else _write(data, pictures, common["seed"]))
+    scale = recipes.SHIPPED._replace(others=pictures, stage1_steps=steps)
+    config = recipes.stage1(out, data, scale, {**common, "cache_dir": out.with_name("cache")}, model=str(model))
+    result = run_stage1(config)
+    on_main(accelerator, lambda: _ship(out, model / "lord"))
+    return result
+
+
+def _write(folder: Path, n: int, seed: int) -> None:
+    places = n // LANDSCAPE_SHARE
+    items: list[ProceduralImage] = [
+        *make_faces(n - places, derive_seed(seed, "lord", "faces")),
+        *make_landscapes(places, derive_seed(seed, "lord", "landscapes")),
+    ]
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write_folder(items, temporary)
+    temporary.rename(folder)
+
+
+def _ship(run: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in ("lord.safetensors", "lord_config.json"):
+        shutil.copy(run / name, folder / name)

@@ -1,0 +1,38 @@
+"""What the stages made, as one folder in diffusers' format, in half precision."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+
+def pack(vae: Path, denoiser: Path, classifier: Path, out: Path) -> None:
+    """Write the pipeline and the classifier to `out`, which appears whole or not at all.
+
+    Args:
+        vae: folder of the VAE.
+        denoiser: folder with tokenizer, text_encoder, unet and scheduler.
+        classifier: folder of the attribute classifier.
+    """
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    half = {"torch_dtype": torch.float16}
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(vae, **half),
+        text_encoder=CLIPTextModel.from_pretrained(denoiser / "text_encoder", dtype=torch.float16),
+        tokenizer=CLIPTokenizer.from_pretrained(denoiser / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(denoiser / "unet", **half),
+        scheduler=DDIMScheduler.from_pretrained(denoiser / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    temporary = out.with_name(f".{out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipeline.save_pretrained(temporary, safe_serialization=True)
+    shutil.copytree(classifier, temporary / "classifier")
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
