@@ -156,6 +156,11 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         "detection": detection,
         "seconds": seconds,
     }
+    # Imported here: it brings matplotlib, which is slow to start and which bad input should not wait for.
+    from lordfast.demo.report import demo_page
+    from lordfast.report import write_page
+
+    write_page(demo_page(out, summary), out / "report.html")
     return run.finish(summary)
 
 
