@@ -52,7 +52,8 @@ def lambda_blocks(detection: dict[str, Any]) -> list[Block]:
             map_of("Mean λ, clean images", "lambda_clean", "A gate that does its work stays near 0 here."),
             map_of("Mean λ, attacked images", "lambda_attacked", "And opens, near 1, here."),
             map_of("AUROC of λ", "auroc", "1 tells every attacked image from every clean one, 0.5 is chance.", 0.5),
-        ]
+        ],
+        cards=3,
     )
     return [maps, _curves(detection, timesteps), _every_layer(detection)]
 
@@ -70,7 +71,7 @@ def _curves(detection: dict[str, Any], timesteps: list[int]) -> Charts:
             Line("attacked images", timesteps, along("lambda_attacked")),
             Line("clean images", timesteps, along("lambda_clean")),
         ],
-        x_label="timestep", y_label="mean λ", points=True,
+        x_label="timestep", y_label="mean λ", points=True, y_range=(0, 1.04),
     )  # fmt: skip
     says = ", ".join(f"{value:.2f} at timestep {t}" for t, value in zip(timesteps, along("auroc"), strict=True))
     return Charts(
@@ -82,7 +83,7 @@ def _curves(detection: dict[str, Any], timesteps: list[int]) -> Charts:
                 "Mean λ per timestep",
                 means,
                 "Curves: mean lambda of clean and of attacked images per timestep.",
-                "Over all layers. The axis does not begin at 0: mind its numbers.",
+                "Over all layers.",
             ),
         ]
     )

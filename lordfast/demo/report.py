@@ -111,25 +111,43 @@ def _story(found: dict[str, Any], config: dict[str, Any]) -> list[Block]:
     return [
         Paragraph(
             f"{attack['images']} pictures of {things} were perturbed by at most {attack['eps_grey_levels']:g} of 255 "
-            "grey levels, so that a LoRA trained on them learns the wrong thing. Four LoRAs were then trained, on the "
-            "clean and on the perturbed pictures, each with and without LoRD underneath: an adapter trained beforehand "
-            "on other pictures to let clean images pass and to answer perturbed ones."
+            "grey levels, so that a LoRA trained on them learns the wrong thing. LoRAs were then trained on the clean "
+            "and on the perturbed pictures, each alone and on top of LoRD: an adapter that was trained beforehand, on "
+            "other pictures, to see such attacks and to answer them."
         )
     ]
 
 
 def _answers(measured: dict[str, dict[str, Measured | None]], detection: dict[str, Any]) -> Tiles:
-    def ask(question: str, one: str, other: str, better: str, worse: str) -> Tile:
-        return contrast(question, METRICS, measured[one], measured[other], (better, worse))
+    def ask(question: str, one: str, other: str, words: tuple[str, str], names: tuple[str, str]) -> Tile:
+        return contrast(question, METRICS, measured[one], measured[other], words, names)
 
     auroc = Measured.read(detection["auroc"])
     assert auroc is not None
     inside = auroc.interval is not None and auroc.interval[0] <= 0.5 <= auroc.interval[1]
     return Tiles(
         [
-            ask("Did the attack harm a plain LoRA?", "attacked-lora", "clean-lora", "No, the opposite", "Yes"),
-            ask("Did LoRD help on attacked images?", "attacked-lord", "attacked-lora", "Yes", "No, it did harm"),
-            ask("Does LoRD cost quality on clean images?", "clean-lord", "clean-lora", "No, it gains", "Yes"),
+            ask(
+                "Did the attack harm a plain LoRA?",
+                "attacked-lora",
+                "clean-lora",
+                ("No, the opposite", "Yes"),
+                ("attacked", "clean"),
+            ),
+            ask(
+                "Did LoRD help on attacked images?",
+                "attacked-lord",
+                "attacked-lora",
+                ("Yes", "No, it did harm"),
+                ("LoRD", "plain"),
+            ),
+            ask(
+                "Does LoRD cost quality on clean images?",
+                "clean-lord",
+                "clean-lora",
+                ("No, it gains", "Yes"),
+                ("LoRD", "plain"),
+            ),
             Tile(
                 "Does λ tell attacked images from clean ones?",
                 "No clear difference" if inside else f"AUROC {written_auroc(auroc)}",
@@ -190,7 +208,7 @@ def _images(run: Path, found: dict[str, Any]) -> list[Block]:
             f"is no change). The mean change is {pairs['mean_change']:.1f} grey levels; PSNR {pairs['psnr']:.1f} dB, "
             f"SSIM {pairs['ssim']:.2f}."
         ),
-        Gallery(rows, across=3),
+        Gallery(rows, across=3, cards=3),
     ]
 
 
@@ -204,7 +222,8 @@ def _generated(run: Path) -> list[Block]:
         f"New pictures from the prompt “{config.get('prompt', PROMPT)}”. Pictures at the same place start from the "
         "same noise, so that what differs between methods comes from training."
     )
-    return [Paragraph(text), Gallery(rows, across=4)]
+    across = 3 if len(rows[0].pictures) % 4 and len(rows[0].pictures) % 3 == 0 else 4
+    return [Paragraph(text), Gallery(rows, across=across)]
 
 
 def metric_table(measured: dict[str, dict[str, Measured | None]], metrics: Sequence[Metric]) -> Table:
@@ -263,7 +282,7 @@ def _curve(rows: Sequence[dict[str, Any]], key: str, label: str) -> Line:
 def _loss_chart(title: str, lines: Sequence[Line], caption: str = "", **options: Any) -> Chart:
     lines = [line for line in lines if line.x]
     window = loss_window(max(len(line.x) for line in lines))
-    svg = line_chart(lines, x_label="step", y_label="loss", window=window, **options)
+    svg = line_chart(lines, x_label="step", y_label="loss", window=window, y_range=(0, None), **options)
     ends = ", ".join(f"{line.label} ends at {line.y[-1]:.3g}" for line in lines)
     return Chart(title, svg, f"Loss curves, {title}: {ends}.", f"{caption} Bold: mean over {window} steps.".strip())
 

@@ -47,18 +47,22 @@ def contrast(
     one: Mapping[str, Measured | None],
     other: Mapping[str, Measured | None],
     words: tuple[str, str],
+    names: tuple[str, str],
 ) -> Tile:
     """Whether `one` is better than `other`, over all metrics.
 
     Args:
         words: the answers for better and for worse.
+        names: of the two, in a word.
     """
     found = _verdicts(metrics, one, other)
     verdicts = {verdict for *_, verdict in found}
     lines = []
     for metric, ours, theirs, _ in found:
         digits = decimals((ours.value, theirs.value))
-        lines.append(f"{metric.title}: {written(ours.value, digits)} against {written(theirs.value, digits)}")
+        lines.append(
+            f"{metric.title}: {written(ours.value, digits)} {names[0]}, {written(theirs.value, digits)} {names[1]}"
+        )
     if not found:
         return Tile(question, "Not measured")
     if {"better", "worse"} <= verdicts:
@@ -93,7 +97,7 @@ def headline(metrics: Sequence[Metric], lord: Mapping[str, Any], plain: Mapping[
         nearer = [m.title for m, a, b, v in found if v == "unknown" and (a.value > b.value) == (m.better == "higher")]
         count = f"ahead in {len(nearer)} of {len(sides['unknown'])} measures without an interval"
         said.append(f"{count}, which may be chance")
-    return f"On attacked images, LoRD + LoRA came out {'; '.join(said)}, compared with plain LoRA."
+    return f"On attacked images, compared with plain LoRA, LoRD + LoRA came out {'; '.join(said)}."
 
 
 def _and(names: Sequence[str]) -> str:

@@ -57,10 +57,11 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows as cards that flow side by side where there is room, with `across` pictures side by side in each card."""
+    """Rows as cards, where there is room `cards` of them side by side, each with `across` pictures side by side."""
 
     rows: Sequence[PictureRow]
     across: int = 4
+    cards: int = 2
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts side by side where there is room."""
+    """Charts, where there is room `cards` of them side by side."""
 
     charts: Sequence[Chart]
+    cards: int = 2
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def line_chart(
     y_label: str,
     window: int = 1,
     points: bool = False,
-    y_range: tuple[float, float] | None = None,
+    y_range: tuple[float | None, float | None] = (None, None),
     reference: tuple[str, float] | None = None,
 ) -> str:
     """Curves over a common axis, as an SVG.
@@ -66,7 +66,7 @@ def line_chart(
     Args:
         window: above 1, the curve is drawn faintly, and its `running_mean` over it.
         points: mark every point.
-        y_range: ends of the vertical axis; else from the data.
+        y_range: ends of the vertical axis; an end that is None follows the data.
         reference: name and height of a horizontal line to compare with.
 
     Raises:
@@ -100,8 +100,7 @@ def line_chart(
                 name, (1, height), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
                 ha="right", va="bottom", color=MUTED, fontsize=9,
             )  # fmt: skip
-        if y_range is not None:
-            axes.set_ylim(*y_range)
+        axes.set_ylim(*y_range)
         axes.grid(axis="y", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
@@ -109,15 +108,21 @@ def line_chart(
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel(x_label)
-        axes.set_title(y_label, loc="left", fontsize=10, color=MUTED)
+        axes.set_title(y_label, loc="left", fontsize=10.5, color=MUTED)
         if len(lines) > 1:
             labels = [line.label for line in lines]
             columns = len(lines) if sum(map(len, labels)) + 6 * len(labels) < 60 else 1
             figure.legend(
-                handles, labels, loc="outside upper left", ncols=columns, fontsize=10, borderpad=0, columnspacing=1.4
+                handles,
+                labels,
+                loc="outside lower center",
+                ncols=columns,
+                fontsize=10.5,
+                borderpad=0,
+                columnspacing=1.4,
             )
 
-    return draw(230, paint)
+    return draw(215 + (18 if len(lines) > 1 else 0), paint)
 
 
 def heat_map(
@@ -167,7 +172,7 @@ def heat_map(
                 axes.add_patch(Rectangle((c - 0.47, r - 0.46), 0.94, 0.92, facecolor=RULE, alpha=0.35, linewidth=0))
                 axes.add_patch(Rectangle((c - 0.47, r - 0.46), 0.94, 0.92, facecolor=face, alpha=share, linewidth=0))
                 text = ON_HEAT if share > 0.55 else INK
-                axes.text(c, r, written(value, digits), ha="center", va="center_baseline", color=text, fontsize=9.5)
+                axes.text(c, r, written(value, digits), ha="center", va="center_baseline", color=text, fontsize=10.5)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xticks(range(len(columns)), columns)

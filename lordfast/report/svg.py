@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-WIDTH = 360
+WIDTH = 330
 """Of every drawing, in its own units; the page scales it to about that many pixels, so that text keeps its size."""
 
 SERIES = ["#0500a1", "#0500a2", "#0500a3", "#0500a4", "#0500a5", "#0500a6"]
@@ -35,9 +35,9 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "lordfast",
     "text.parse_math": False,  # A dollar sign in a label is a dollar sign.
     "text.color": INK,
-    "font.size": 10,
+    "font.size": 10.5,
     "axes.labelcolor": MUTED,
-    "axes.labelsize": 10,
+    "axes.labelsize": 10.5,
     "axes.edgecolor": RULE,
     "axes.facecolor": "none",
     "axes.spines.top": False,
