@@ -282,7 +282,7 @@ def _curve(rows: Sequence[dict[str, Any]], key: str, label: str) -> Line:
 def _loss_chart(title: str, lines: Sequence[Line], caption: str = "", **options: Any) -> Chart:
     lines = [line for line in lines if line.x]
     window = loss_window(max(len(line.x) for line in lines))
-    svg = line_chart(lines, x_label="step", y_label="loss", window=window, y_range=(0, None), **options)
+    svg = line_chart(lines, x_label="step", y_label="loss", window=window, **{"y_range": (0, None), **options})
     ends = ", ".join(f"{line.label} ends at {line.y[-1]:.3g}" for line in lines)
     return Chart(title, svg, f"Loss curves, {title}: {ends}.", f"{caption} Bold: mean over {window} steps.".strip())
 
@@ -301,7 +301,13 @@ def _losses(run: Path) -> list[Block]:
         # The sum of two cross entropies, each ln 2 for a gate at one half.
         chance = ("a gate that can't tell", 2 * float(np.log(2)))
         charts.append(
-            _loss_chart("Stage 1: detection", [detection], "Of the gates, lower is better.", reference=chance)
+            _loss_chart(
+                "Stage 1: detection",
+                [detection],
+                "Of the gates, lower is better.",
+                reference=chance,
+                y_range=(0, 1.15 * max(chance[1], *detection.y)),
+            )
         )
     for images in dict.fromkeys(images for images, _ in METHODS.values()):
         names = [name for name, (on, _) in METHODS.items() if on == images]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -51,6 +50,10 @@ def _series(index: int) -> str:
     return SERIES[index % len(SERIES)]
 
 
+def _short(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1].rstrip() + "…"
+
+
 def line_chart(
     lines: Sequence[Line],
     *,
@@ -61,7 +64,7 @@ def line_chart(
     y_range: tuple[float | None, float | None] = (None, None),
     reference: tuple[str, float] | None = None,
 ) -> str:
-    """Curves over a common axis, as an SVG.
+    """Curves over a common axis, as an SVG. Of long names and labels, here and in the other charts, the end is cut off.
 
     Args:
         window: above 1, the curve is drawn faintly, and its `running_mean` over it.
@@ -97,7 +100,7 @@ def line_chart(
             name, height = reference
             axes.axhline(height, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
             axes.annotate(
-                name, (1, height), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+                _short(name, 50), (1, height), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
                 ha="right", va="bottom", color=MUTED, fontsize=9,
             )  # fmt: skip
         axes.set_ylim(*y_range)
@@ -107,10 +110,10 @@ def line_chart(
         axes.tick_params(length=0)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel(x_label)
-        axes.set_title(y_label, loc="left", fontsize=10.5, color=MUTED)
+        axes.set_xlabel(_short(x_label, 50))
+        axes.set_title(_short(y_label, 50), loc="left", fontsize=10.5, color=MUTED)
         if len(lines) > 1:
-            labels = [line.label for line in lines]
+            labels = [_short(line.label, 50) for line in lines]
             columns = len(lines) if sum(map(len, labels)) + 6 * len(labels) < 60 else 1
             figure.legend(
                 handles,
@@ -175,11 +178,11 @@ def heat_map(
                 axes.text(c, r, written(value, digits), ha="center", va="center_baseline", color=text, fontsize=10.5)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xticks(range(len(columns)), [_short(name, 12) for name in columns])
+        axes.set_yticks(range(len(rows)), [_short(name, 24) for name in rows])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_xlabel(x_label)
+        axes.set_xlabel(_short(x_label, 50))
 
     return draw(45 + 20 * len(rows), paint)
 
@@ -197,26 +200,22 @@ def interval_chart(rows: Sequence[tuple[str, Measured]], *, x_label: str) -> str
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for i, (_, found) in enumerate(rows):
+        for i, (name, found) in enumerate(rows):
             if found.interval is not None:
                 axes.plot(found.interval, (i, i), color=_series(i), linewidth=2.4, solid_capstyle="round", alpha=0.6)
             axes.plot(found.value, i, marker="o", markersize=7.5, color=_series(i), linestyle="none")
-            axes.annotate(
-                written(found.value, digits), (found.value, i), xytext=(0, 8), textcoords="offset points",
-                ha="center", fontsize=9, color=INK,
-            )  # fmt: skip
-        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.7)
+            # Above the points, not beside the axis, where long names would leave no room.
+            above = {"xycoords": ("axes fraction", "data"), "xytext": (0, 9), "textcoords": "offset points"}
+            axes.annotate(_short(name, 42), (0, i), ha="left", color=MUTED, **above)
+            axes.annotate(written(found.value, digits), (1, i), ha="right", color=INK, **above)
+        axes.set_yticks([])
+        axes.set_ylim(len(rows) - 0.6, -0.75)
         axes.margins(x=0.12)
         axes.tick_params(length=0)
         axes.grid(axis="x", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
-        _few_ticks(axes)
-        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlabel(_short(x_label, 50))
 
-    return draw(60 + 34 * len(rows), paint)
-
-
-def _few_ticks(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+    return draw(45 + 40 * len(rows), paint)

@@ -81,6 +81,7 @@ def _for_page(document: str) -> str:
             if local == "style":
                 value = _PLACEHOLDER.sub(lambda match: _VARIABLES[match[0]], value)
                 value = re.sub(r"font: (\S+px)[^;]*", r"font-size: \1", value)
+                value = re.sub(r"font-family:[^;]*;?", "", value)
             if local != "id" or value in used:
                 element.set(local, value)
     for name in ("width", "height", "version"):

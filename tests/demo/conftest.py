@@ -42,7 +42,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-# Chromium speaks its protocol on the descriptors 3 and 4. Copies first, out of the way: a pipe may already be one of them.
+# Chromium speaks its protocol on the descriptors 3 and 4. Copies first, out of the way: a pipe may be one of these.
 _START = """
 import fcntl, os, sys
 read, write = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
