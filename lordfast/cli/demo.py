@@ -14,6 +14,7 @@ def run(args: list[str]) -> None:
     config = parse(DemoConfig, "demo", args)
     summary = run_resumable("demo", config, lambda: run_demo(config))
     _show(summary)
+    print(f"Report:   {config.out / 'report.html'}")
     print(f"Pictures: {config.out / 'result.png'}\nNumbers:  {config.out / 'summary.json'}")
 
 

@@ -140,7 +140,8 @@ def _compare(
 
 
 def compare_readings(clean: GateReadings, attacked: GateReadings) -> dict[str, Any]:
-    """AUROC of lambda and its means: pooled (mean logit over layers and timesteps), per timestep, and per layer.
+    """AUROC of lambda and its means: pooled (mean logit over layers and timesteps), per timestep, per layer, and
+    for each timestep of each layer.
 
     Raises:
         ValueError: readings of different layers or timesteps.
@@ -153,4 +154,9 @@ def compare_readings(clean: GateReadings, attacked: GateReadings) -> dict[str, A
         **_compare(clean, attacked),
         "timesteps": [{"timestep": t, **_compare(clean, attacked, steps=i)} for i, t in enumerate(clean.timesteps)],
         "layers": [{"layer": name, **_compare(clean, attacked, layers=i)} for i, name in enumerate(clean.layers)],
+        "cells": [
+            {"layer": name, "timestep": t, **_compare(clean, attacked, steps=j, layers=i)}
+            for i, name in enumerate(clean.layers)
+            for j, t in enumerate(clean.timesteps)
+        ],
     }

@@ -11,26 +11,6 @@ from lordfast.cli.main import main
 from lordfast.data import list_images, load_image
 from lordfast.demo import story
 
-TINY = story._Scale(
-    images=3,
-    attack_steps=2,
-    others=4,
-    stage1_attack_steps=1,
-    stage1_steps=2,
-    stage2_steps=2,
-    generated=2,
-    sampler_steps=2,
-)
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("demo") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(story, "QUICK", TINY)
-        assert main(["demo", "--quick", "--out", str(out), "--device", "cpu"]) == 0
-    return out
-
 
 def test_every_step_leaves_an_ordinary_run(demo: Path) -> None:
     runs = [
@@ -49,9 +29,9 @@ def test_every_step_leaves_an_ordinary_run(demo: Path) -> None:
         assert str(demo / ("data/clean" if images == "clean" else "attacked")) in config
 
 
-def test_summary_holds_what_the_steps_measured(demo: Path) -> None:
+def test_summary_holds_what_the_steps_measured(demo: Path, tiny: story._Scale) -> None:
     summary = json.loads((demo / "summary.json").read_text())
-    assert summary["attack"]["images"] == TINY.images
+    assert summary["attack"]["images"] == tiny.images
     for name in story.METHODS:
         assert summary["generated"][name] == json.loads((demo / "metrics" / name / "summary.json").read_text())
         assert np.isfinite(summary["generated"][name]["distribution"]["frechet_distance"])
@@ -83,9 +63,11 @@ def test_resume_of_a_finished_demo_recomputes_nothing(demo: Path, monkeypatch: p
     assert main(["demo", "--quick", "--out", str(demo), "--device", "cpu", "--resume"]) == 0
 
 
-def test_the_same_seed_gives_the_same_pictures_and_another_seed_other_ones(demo: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_pictures_and_another_seed_other_ones(
+    demo: Path, tmp_path: Path, tiny: story._Scale
+) -> None:
     for seed in (0, 1):
-        story._draw_data(tmp_path / str(seed) / "clean", tmp_path / str(seed) / "others", TINY, seed)
+        story._draw_data(tmp_path / str(seed) / "clean", tmp_path / str(seed) / "others", tiny, seed)
     for record in list_images(demo / "data" / "clean"):
         again, other = (load_image(tmp_path / seed / "clean" / record.name) for seed in ("0", "1"))
         assert (load_image(record.path) == again).all()

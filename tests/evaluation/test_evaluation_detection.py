@@ -94,6 +94,13 @@ def test_readings_are_compared_pooled_per_timestep_and_per_layer() -> None:
     assert found["timesteps"][1]["lambda_attacked"] == pytest.approx(
         float(torch.tensor([-1.0, -2.0, 0.0, 0.0]).sigmoid().mean()), abs=1e-6
     )
+    cells = {(row["layer"], row["timestep"]): row for row in found["cells"]}
+    assert len(cells) == len(found["cells"]) == 4
+    # Clean against attacked: good -4, -2 and 4, 2 at 20; 1, 2 and -1, -2 at 600; blind 1, 3 and 1, 3; 0, 0 and 0, 0.
+    expected_cells = {("good", 20): 1.0, ("good", 600): 0.0, ("blind", 20): 0.5, ("blind", 600): 0.5}
+    assert {key: row["auroc"] for key, row in cells.items()} == expected_cells
+    assert cells["good", 600]["lambda_clean"] == pytest.approx(float(torch.tensor([1.0, 2.0]).sigmoid().mean()))
+    assert cells["blind", 20]["lambda_attacked"] == pytest.approx(float(torch.tensor([1.0, 3.0]).sigmoid().mean()))
     with pytest.raises(ValueError, match="same layers and timesteps"):
         compare_readings(clean, GateReadings(["good"], [20, 600], attacked.logits, attacked.lambdas))
 

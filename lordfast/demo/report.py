@@ -1,0 +1,370 @@
+"""The demo's report.html: what was done, what came out, and how sure that is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from lordfast.data import list_images, load_image
+from lordfast.demo.gate_charts import lambda_blocks
+from lordfast.demo.story import METHODS, PROMPT, method_title
+from lordfast.demo.verdict import Metric, contrast, headline
+from lordfast.report import (
+    Block,
+    Chart,
+    Charts,
+    Code,
+    Column,
+    Details,
+    Facts,
+    Gallery,
+    Line,
+    Measured,
+    Note,
+    Page,
+    Paragraph,
+    Picture,
+    PictureRow,
+    Section,
+    Table,
+    Tile,
+    Tiles,
+    interval_chart,
+    line_chart,
+)
+
+AMPLIFIED = 8
+"""How much larger the picture shows what the attack changed."""
+
+METRICS = [
+    Metric(
+        "Fréchet distance",
+        "frechet_distance",
+        "lower",
+        "How far the generated pictures are from the clean ones: the distance between two normal distributions fitted "
+        "to their features. It comes out too large where there are few images, equally for all methods.",
+    ),
+    Metric(
+        "Kernel distance",
+        "kernel_distance",
+        "lower",
+        "The squared maximum mean discrepancy between the features of generated and of clean pictures, without bias: "
+        "around 0, and slightly below, where the two sets can't be told apart.",
+    ),
+]
+"""The columns of the table of metrics, in order; one that no method has is left out."""
+
+
+def demo_page(out: Path, summary: dict[str, Any] | None = None) -> Page:
+    """The page of the demo run in `out`; its summary.json is read unless `summary` is given.
+
+    Pictures, curves and lambda are of the first seed where there are several.
+
+    Raises:
+        OSError: a file of the run is missing.
+    """
+    out = Path(out)
+    found: dict[str, Any] = summary if summary is not None else _json(out / "summary.json")
+    config = _yaml(out / "config.yaml")
+    run = seed_runs(out)[0]
+    detection = found["detection"]["detection"]
+    measured = {name: {m.key: m.read(found["generated"][name]) for m in METRICS} for name in METHODS}
+    return Page(
+        title="Can LoRD undo an attack on training images?",
+        kicker=f"lordfast demo{' --quick' if found['quick'] else ''} · seed {config['seed']}",
+        top=[*_story(found, config), _answers(measured, detection), *_caveats(found)],
+        sections=[
+            Section("The images", _images(run, found)),
+            Section("What each method draws", _generated(run)),
+            Section("Metrics", _metrics(measured, found)),
+            Section("Loss", _losses(run)),
+            Section("Lambda: does the gate notice the attack?", _lambda(detection)),
+            Section("Settings, versions, time", _settings(out, run, found)),
+        ],
+        foot="Written by lordfast. This file holds everything it shows and loads nothing.",
+    )
+
+
+def seed_runs(out: Path) -> list[Path]:
+    """The folders that hold the steps of each seed: ``seed-0``, ``seed-1``, ... in numeric order, or `out` itself."""
+    named = {path: re.fullmatch(r"seed-(\d+)", path.name) for path in out.iterdir() if path.is_dir()}
+    numbers = {path: int(match[1]) for path, match in named.items() if match}
+    return sorted(numbers, key=lambda path: numbers[path]) or [out]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _story(found: dict[str, Any], config: dict[str, Any]) -> list[Block]:
+    attack, things = found["attack"], "landscapes" if config.get("landscape") else "faces"
+    return [
+        Paragraph(
+            f"{attack['images']} pictures of {things} were perturbed by at most {attack['eps_grey_levels']:g} of 255 "
+            "grey levels, so that a LoRA trained on them learns the wrong thing. LoRAs were then trained on the clean "
+            "and on the perturbed pictures, each alone and on top of LoRD: an adapter that was trained beforehand, on "
+            "other pictures, to see such attacks and to answer them."
+        )
+    ]
+
+
+def _answers(measured: dict[str, dict[str, Measured | None]], detection: dict[str, Any]) -> Tiles:
+    def ask(question: str, one: str, other: str, words: tuple[str, str], names: tuple[str, str]) -> Tile:
+        return contrast(question, METRICS, measured[one], measured[other], words, names)
+
+    auroc = Measured.read(detection["auroc"])
+    assert auroc is not None
+    inside = auroc.interval is not None and auroc.interval[0] <= 0.5 <= auroc.interval[1]
+    return Tiles(
+        [
+            ask(
+                "Did the attack harm a plain LoRA?",
+                "attacked-lora",
+                "clean-lora",
+                ("No, the opposite", "Yes"),
+                ("attacked", "clean"),
+            ),
+            ask(
+                "Did LoRD help on attacked images?",
+                "attacked-lord",
+                "attacked-lora",
+                ("Yes", "No, it did harm"),
+                ("LoRD", "plain"),
+            ),
+            ask(
+                "Does LoRD cost quality on clean images?",
+                "clean-lord",
+                "clean-lora",
+                ("No, it gains", "Yes"),
+                ("LoRD", "plain"),
+            ),
+            Tile(
+                "Does λ tell attacked images from clean ones?",
+                "No clear difference" if inside else f"AUROC {written_auroc(auroc)}",
+                [
+                    "0.5 is chance, 1 is always.",
+                    f"{detection['clean']} clean and {detection['attacked']} attacked images.",
+                ],
+            ),
+        ]
+    )
+
+
+def written_auroc(auroc: Measured) -> str:
+    """As ``0.64``, or ``0.64 (0.51 to 0.77)``."""
+    ends = f" ({auroc.low:.2f} to {auroc.high:.2f})" if auroc.interval is not None else ""
+    return f"{auroc.value:.2f}{ends}"
+
+
+def _caveats(found: dict[str, Any]) -> list[Block]:
+    said = [headline(METRICS, found["generated"]["attacked-lord"], found["generated"]["attacked-lora"])]
+    if found.get("seeds", 1) == 1:
+        said.append("One identity and one seed are no evidence: another draw may turn any of this around.")
+    if found["quick"]:
+        said.append("This was a quick run, of few images and few steps: it shows that everything works, not how well.")
+    return [Note(" ".join(said))]
+
+
+def _pictures(folder: Path, alt: str, captions: bool = False) -> list[Picture]:
+    records = list_images(folder, captions="ignore")
+    return [Picture(load_image(r.path), f"{alt}, {r.name}", r.name if captions else "") for r in records]
+
+
+def _images(run: Path, found: dict[str, Any]) -> list[Block]:
+    rows = []
+    for clean, attacked in zip(
+        list_images(run / "data" / "clean", captions="ignore"),
+        list_images(run / "attacked", captions="ignore"),
+        strict=True,
+    ):
+        before, after = load_image(clean.path), load_image(attacked.path)
+        change = 128 + AMPLIFIED * (after.astype(int) - before.astype(int))
+        rows.append(
+            PictureRow(
+                "",
+                [
+                    Picture(before, f"clean image {clean.name}", "clean"),
+                    Picture(after, f"attacked image {attacked.name}", "attacked"),
+                    Picture(
+                        change.clip(0, 255).astype(np.uint8), f"what changed in {clean.name}", f"change × {AMPLIFIED}"
+                    ),
+                ],
+            )
+        )
+    pairs = found["attack_damage"]["pairs"]
+    return [
+        Paragraph(
+            f"Each picture before and after the attack, and what the attack changed, {AMPLIFIED} times as strong (grey "
+            f"is no change). The mean change is {pairs['mean_change']:.1f} grey levels; PSNR {pairs['psnr']:.1f} dB, "
+            f"SSIM {pairs['ssim']:.2f}."
+        ),
+        Gallery(rows, across=3, cards=3),
+    ]
+
+
+def _generated(run: Path) -> list[Block]:
+    config = _yaml(run / "generated" / next(iter(METHODS)) / "config.yaml")
+    rows = [
+        PictureRow(method_title(name), _pictures(run / "generated" / name, f"drawn by {method_title(name)}"))
+        for name in METHODS
+    ]
+    text = (
+        f"New pictures from the prompt “{config.get('prompt', PROMPT)}”. Pictures at the same place start from the "
+        "same noise, so that what differs between methods comes from training."
+    )
+    across = 3 if len(rows[0].pictures) % 4 and len(rows[0].pictures) % 3 == 0 else 4
+    return [Paragraph(text), Gallery(rows, across=across)]
+
+
+def metric_table(measured: dict[str, dict[str, Measured | None]], metrics: Sequence[Metric]) -> Table:
+    """Methods as rows, a column per metric."""
+    columns = [Column(metric.title, metric.better, metric.explanation) for metric in metrics]
+    rows = [(method_title(name), [values[metric.key] for metric in metrics]) for name, values in measured.items()]
+    return Table("trained as", columns, rows, "Generated pictures against the clean ones")
+
+
+def _metrics(measured: dict[str, dict[str, Measured | None]], found: dict[str, Any]) -> list[Block]:
+    present = [metric for metric in METRICS if any(values[metric.key] for values in measured.values())]
+    blocks: list[Block] = [metric_table(measured, present)]
+    drawn = [
+        metric
+        for metric in present
+        if any((values[metric.key] or Measured(0)).interval for values in measured.values())
+    ]
+    charts = [_interval_chart(metric, measured) for metric in drawn]
+    if charts:
+        blocks.append(Charts(charts))
+    warnings = dict.fromkeys(text for name in METHODS for text in found["generated"][name].get("warnings", ()))
+    if warnings:
+        blocks.append(Details("Warnings of the measurement", [Paragraph(_sentence(text)) for text in warnings]))
+    return blocks
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+def _interval_chart(metric: Metric, measured: dict[str, dict[str, Measured | None]]) -> Chart:
+    rows = [
+        (method_title(name), found) for name, values in measured.items() if (found := values[metric.key]) is not None
+    ]
+    label = metric.title + (f" ({metric.better} is better)" if metric.better else "")
+    says = "; ".join(f"{name} {found.value:.4g}" for name, found in rows)
+    return Chart(metric.title, interval_chart(rows, x_label=label), f"{metric.title}: {says}.")
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    return [
+        json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
+
+
+def loss_window(steps: int) -> int:
+    """How many steps the bold curve averages over: about a tenth of all, an odd number."""
+    return max(1, steps // 10) // 2 * 2 + 1
+
+
+def _curve(rows: Sequence[dict[str, Any]], key: str, label: str) -> Line:
+    here = [row for row in rows if key in row]
+    return Line(label, [row["step"] for row in here], [row[key] for row in here])
+
+
+def _loss_chart(title: str, lines: Sequence[Line], caption: str = "", **options: Any) -> Chart:
+    lines = [line for line in lines if line.x]
+    window = loss_window(max(len(line.x) for line in lines))
+    svg = line_chart(lines, x_label="step", y_label="loss", window=window, **{"y_range": (0, None), **options})
+    ends = ", ".join(f"{line.label} ends at {line.y[-1]:.3g}" for line in lines)
+    return Chart(title, svg, f"Loss curves, {title}: {ends}.", f"{caption} Bold: mean over {window} steps.".strip())
+
+
+def _losses(run: Path) -> list[Block]:
+    stage1 = _rows(run / "stage1")
+    charts = [
+        _loss_chart(
+            "Stage 1: denoising",
+            [_curve(stage1, "ldm_perturbed", "perturbed images"), _curve(stage1, "ldm_clean", "clean images")],
+            "Of LoRD, on other pictures.",
+        )
+    ]
+    detection = _curve(stage1, "detection", "detection")
+    if detection.x:
+        # The sum of two cross entropies, each ln 2 for a gate at one half.
+        chance = ("a gate that can't tell", 2 * float(np.log(2)))
+        charts.append(
+            _loss_chart(
+                "Stage 1: detection",
+                [detection],
+                "Of the gates, lower is better.",
+                reference=chance,
+                y_range=(0, 1.15 * max(chance[1], *detection.y)),
+            )
+        )
+    for images in dict.fromkeys(images for images, _ in METHODS.values()):
+        names = [name for name, (on, _) in METHODS.items() if on == images]
+        lines = [
+            _curve(_rows(run / "stage2" / name), "loss", "LoRD + LoRA" if METHODS[name][1] else "LoRA")
+            for name in names
+        ]
+        charts.append(_loss_chart(f"Stage 2: {images} images", lines))
+    text = (
+        "The loss of a diffusion model jumps with the noise level that a step draws; look at the bold curves. "
+        "A low loss on attacked images means that the attack was learnt, not that the pictures are good."
+    )
+    return [Paragraph(text), Charts(charts)]
+
+
+def _lambda(detection: dict[str, Any]) -> list[Block]:
+    auroc = Measured.read(detection["auroc"])
+    assert auroc is not None
+    text = (
+        "In every layer, λ between 0 and 1 decides how much of LoRD's second branch is added. It should stay shut for "
+        "clean images and open for attacked ones. Over all layers and timesteps, an attacked image has the larger λ "
+        f"than a clean one in a share of {written_auroc(auroc)} of all pairs (AUROC; 0.5 is chance); the means are "
+        f"{detection['lambda_clean']:.3f} on clean and {detection['lambda_attacked']:.3f} on attacked images. "
+        "Rows of the maps are attention layers from the model's input to its output, each the mean of its projections."
+    )
+    return [Paragraph(text), *lambda_blocks(detection)]
+
+
+def _settings(out: Path, run: Path, found: dict[str, Any]) -> list[Block]:
+    environment = _json(out / "environment.json")
+    hardware = [(name.replace("_", " "), str(value)) for name, value in environment.items() if name != "packages"]
+    steps = [(title, f"{seconds:.1f} s") for title, seconds in found["seconds"].items()]
+    total = sum(found["seconds"].values())
+    configs = [path for path in _configs(out, run) if path.is_file()]
+    return [
+        Details(f"Time per step: {total:.0f} s in all", [Facts(steps)]),
+        Details("Versions and machine", [Facts([*environment["packages"].items(), *hardware])]),
+        Details(
+            "Config of every step",
+            [
+                Paragraph(
+                    "Each is a config.yaml in the run folder; lordfast COMMAND --config FILE --out DIR repeats it."
+                ),
+                *(block for path in configs for block in _config(path, out)),
+            ],
+        ),
+    ]
+
+
+def _config(path: Path, out: Path) -> list[Block]:
+    return [Details(str(path.relative_to(out)), [Code(path.read_text(encoding="utf-8").rstrip())])]
+
+
+def _configs(out: Path, run: Path) -> Iterable[Path]:
+    steps = [
+        "attacked",
+        "stage1",
+        *(f"{kind}/{name}" for name in METHODS for kind in ("stage2", "generated", "metrics")),
+    ]
+    return dict.fromkeys([out / "config.yaml", *(run / step / "config.yaml" for step in steps)])

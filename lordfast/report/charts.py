@@ -1,0 +1,221 @@
+"""Charts as inline SVG: lines over steps, heat maps, and values with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from lordfast.report.numbers import Measured, decimals, written
+from lordfast.report.svg import COLD, HOT, INK, MUTED, ON_HEAT, RULE, SERIES, draw
+
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: as many x as y."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each value with its neighbours: ``window`` in all, an odd number, cut off evenly at both ends.
+
+    Element i is the mean of ``values[i - h : i + h + 1]`` with h = min(window // 2, i, n - 1 - i), so that an end does
+    not lean towards the middle.
+
+    Raises:
+        ValueError: a window that is even or less than 1.
+    """
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window: expected an odd number of at least 1, got {window}")
+    last = len(values) - 1
+    smooth = []
+    for i in range(len(values)):
+        half = min(window // 2, i, last - i)
+        around = values[i - half : i + half + 1]
+        smooth.append(sum(around) / len(around))
+    return smooth
+
+
+def _series(index: int) -> str:
+    return SERIES[index % len(SERIES)]
+
+
+def _short(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1].rstrip() + "…"
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    window: int = 1,
+    points: bool = False,
+    y_range: tuple[float | None, float | None] = (None, None),
+    reference: tuple[str, float] | None = None,
+) -> str:
+    """Curves over a common axis, as an SVG. Of long names and labels, here and in the other charts, the end is cut off.
+
+    Args:
+        window: above 1, the curve is drawn faintly, and its `running_mean` over it.
+        points: mark every point.
+        y_range: ends of the vertical axis; an end that is None follows the data.
+        reference: name and height of a horizontal line to compare with.
+
+    Raises:
+        ValueError: no lines, or one with more x than y or the other way round.
+    """
+    if not lines:
+        raise ValueError("lines: expected at least one, got none")
+    for line in lines:
+        if len(line.x) != len(line.y) or not line.x:
+            raise ValueError(f"lines: expected as many x as y in {line.label!r}, got {len(line.x)} and {len(line.y)}")
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        handles = []
+        for i, (line, dash) in enumerate(zip(lines, cycle(_DASHES), strict=False)):
+            style: dict[str, Any] = {
+                "color": _series(i),
+                "linewidth": 1.8,
+                "linestyle": dash,
+                "solid_capstyle": "round",
+            }
+            if window > 1:
+                axes.plot(line.x, line.y, color=_series(i), linewidth=0.7, alpha=0.35)
+            handles += axes.plot(
+                line.x, running_mean(line.y, window), marker="o" if points else None, markersize=4.5, **style
+            )
+        if reference is not None:
+            name, height = reference
+            axes.axhline(height, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
+            axes.annotate(
+                _short(name, 50), (1, height), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+                ha="right", va="bottom", color=MUTED, fontsize=9,
+            )  # fmt: skip
+        axes.set_ylim(*y_range)
+        axes.grid(axis="y", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(length=0)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_xlabel(_short(x_label, 50))
+        axes.set_title(_short(y_label, 50), loc="left", fontsize=10.5, color=MUTED)
+        if len(lines) > 1:
+            labels = [_short(line.label, 50) for line in lines]
+            columns = len(lines) if sum(map(len, labels)) + 6 * len(labels) < 60 else 1
+            figure.legend(
+                handles,
+                labels,
+                loc="outside lower center",
+                ncols=columns,
+                fontsize=10.5,
+                borderpad=0,
+                columnspacing=1.4,
+            )
+
+    return draw(215 + (18 if len(lines) > 1 else 0), paint)
+
+
+def heat_map(
+    values: Sequence[Sequence[float | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    x_label: str,
+    low: float,
+    high: float,
+    centre: float | None = None,
+    digits: int = 2,
+) -> str:
+    """A table of numbers as coloured cells, as an SVG.
+
+    Args:
+        values: a list per row; None stays empty.
+        low, high: the values without colour and in full colour; with `centre`, those in full colour of either kind.
+        centre: the value without colour, where there are two kinds of colour.
+        digits: decimals in the cells.
+
+    Raises:
+        ValueError: values that don't fit rows and columns, or ends that are not in order.
+    """
+    if not rows or not columns or len(values) != len(rows) or any(len(row) != len(columns) for row in values):
+        shape = f"{len(values)} rows of {sorted({len(row) for row in values})}"
+        raise ValueError(f"values: expected {len(rows)} rows of {len(columns)}, got {shape}")
+    if not (low < high if centre is None else low < centre < high):
+        raise ValueError(f"expected low < centre < high, got low={low}, centre={centre}, high={high}")
+
+    def colour(value: float) -> tuple[str, float]:
+        if centre is None:
+            share = (value - low) / (high - low)
+        elif value >= centre:
+            share = (value - centre) / (high - centre)
+        else:
+            return COLD, min(1.0, (centre - value) / (centre - low))
+        return HOT, min(1.0, max(0.0, share))
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for r, row in enumerate(values):
+            for c, value in enumerate(row):
+                if value is None:
+                    continue
+                face, share = colour(value)
+                axes.add_patch(Rectangle((c - 0.47, r - 0.46), 0.94, 0.92, facecolor=RULE, alpha=0.35, linewidth=0))
+                axes.add_patch(Rectangle((c - 0.47, r - 0.46), 0.94, 0.92, facecolor=face, alpha=share, linewidth=0))
+                text = ON_HEAT if share > 0.55 else INK
+                axes.text(c, r, written(value, digits), ha="center", va="center_baseline", color=text, fontsize=10.5)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xticks(range(len(columns)), [_short(name, 12) for name in columns])
+        axes.set_yticks(range(len(rows)), [_short(name, 24) for name in rows])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel(_short(x_label, 50))
+
+    return draw(45 + 20 * len(rows), paint)
+
+
+def interval_chart(rows: Sequence[tuple[str, Measured]], *, x_label: str) -> str:
+    """A point per row, with its interval where it has one, as an SVG.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("rows: expected at least one, got none")
+    ends = [end for _, found in rows for end in (found.value, *(found.interval or ()))]
+    digits = decimals(ends)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for i, (name, found) in enumerate(rows):
+            if found.interval is not None:
+                axes.plot(found.interval, (i, i), color=_series(i), linewidth=2.4, solid_capstyle="round", alpha=0.6)
+            axes.plot(found.value, i, marker="o", markersize=7.5, color=_series(i), linestyle="none")
+            # Above the points, not beside the axis, where long names would leave no room.
+            above = {"xycoords": ("axes fraction", "data"), "xytext": (0, 9), "textcoords": "offset points"}
+            axes.annotate(_short(name, 42), (0, i), ha="left", color=MUTED, **above)
+            axes.annotate(written(found.value, digits), (1, i), ha="right", color=INK, **above)
+        axes.set_yticks([])
+        axes.set_ylim(len(rows) - 0.6, -0.75)
+        axes.margins(x=0.12)
+        axes.tick_params(length=0)
+        axes.grid(axis="x", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlabel(_short(x_label, 50))
+
+    return draw(45 + 40 * len(rows), paint)
