@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lordfast.cli.parse import parse, run_resumable
+
+if TYPE_CHECKING:
+    from lordfast.report import Measured
 
 
 def run(args: list[str]) -> None:
@@ -15,26 +18,41 @@ def run(args: list[str]) -> None:
     summary = run_resumable("demo", config, lambda: run_demo(config))
     _show(summary)
     print(f"Report:   {config.out / 'report.html'}")
-    print(f"Pictures: {config.out / 'result.png'}\nNumbers:  {config.out / 'summary.json'}")
+    for name in ("report.html", "result.png", "summary.json"):
+        print(config.out / name)
 
 
 def _show(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lordfast.demo.story import method_title
+    from lordfast.demo.methods import METHODS, method_title
+    from lordfast.demo.report import METRICS
+    from lordfast.report import Measured
 
-    table = Table(title="Distance of the generated pictures from the clean ones (lower is nearer)")
+    seeds = len(summary["seeds"])
+    over = f"mean over {seeds} seeds" if seeds > 1 else "of one seed"
+    table = Table(title="What each method draws, against fresh clean pictures", caption=f"{over}; 95 % interval below")
     table.add_column("trained as")
-    table.add_column("Frechet", justify="right")
-    table.add_column("kernel", justify="right")
-    for name, measured in summary["generated"].items():
-        distance = measured["distribution"]
-        row = (f"{distance['frechet_distance']:.3f}", f"{distance['kernel_distance']:.4f}")
-        table.add_row(method_title(name), *row)
+    for metric in METRICS:
+        arrow = {"higher": " ↑", "lower": " ↓", None: ""}[metric.better]
+        table.add_column(metric.title + arrow, justify="right")
+    for name in METHODS:
+        cells = [_written(Measured.read(summary["methods"][name][metric.key])) for metric in METRICS]
+        table.add_row(method_title(name), *cells, end_section=name == "clean-lord")
     console = Console()
     console.print(table)
-    images, auroc = summary["attack"]["images"], summary["detection"]["detection"]["auroc"]
-    console.print(f"AUROC of lambda, attacked against clean: {auroc:.2f} (0.5 is chance)")
+    auroc = Measured.read(summary["auroc"])
+    console.print(f"AUROC of lambda, attacked against clean (0.5 is chance): {_written(auroc).replace(chr(10), ', ')}")
     if summary["quick"]:
-        console.print(f"With {images} images and few steps, differences this small are noise: run it without --quick.")
+        console.print("With so few images and steps, differences are noise: run it without --quick.")
+    elif seeds == 1:
+        console.print("One person and one seed are no evidence: --seeds 5 repeats it.")
+
+
+def _written(measured: Measured | None) -> str:
+    if measured is None:
+        return "-"
+    if measured.interval is None:
+        return f"{measured.value:.3g}"
+    return f"{measured.value:.3g}\n{measured.low:.3g} to {measured.high:.3g}"

@@ -42,20 +42,27 @@ def subject_measures(
     }
 
 
+def auroc_of(detection: dict[str, Any]) -> Measure:
+    """How well lambda tells attacked images from clean ones, from the ``detection`` part of an evaluation."""
+    return _measure(detection["auroc"], detection["auroc_low"], detection["auroc_high"])
+
+
 def over_seeds(found: Sequence[dict[str, dict[str, Measure]]]) -> dict[str, dict[str, Measure]]:
-    """Method -> metric -> value and interval: over images for one seed, over seeds (mean, Student's t) for several."""
+    """Method -> metric -> `mean_over` what each seed has there."""
+    return {
+        method: {metric: mean_over([seed[method][metric] for seed in found]) for metric in metrics}
+        for method, metrics in found[0].items()
+    }
+
+
+def mean_over(found: Sequence[Measure]) -> Measure:
+    """The one value, with its interval over images; of several seeds the mean, with Student's interval over seeds."""
     if len(found) == 1:
         return found[0]
-    result: dict[str, dict[str, Measure]] = {}
-    for method, metrics in found[0].items():
-        result[method] = {}
-        for metric in metrics:
-            values = np.array([seed[method][metric]["value"] for seed in found])
-            error = float(values.std(ddof=1)) / math.sqrt(len(values))
-            half = student_quantile(0.95, len(values) - 1) * error
-            mean = float(values.mean())
-            result[method][metric] = _measure(mean, mean - half, mean + half)
-    return result
+    values = np.array([measure["value"] for measure in found])
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = student_quantile(0.95, len(values) - 1) * error
+    return _measure(mean, mean - half, mean + half)
 
 
 def _measure(value: float, low: float | None, high: float | None) -> Measure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import yaml
 
 from lordfast.data import list_images, load_image
 from lordfast.demo.gate_charts import lambda_blocks
-from lordfast.demo.story import METHODS, PROMPT, method_title
+from lordfast.demo.methods import METHODS, method_title
+from lordfast.demo.picture import AMPLIFIED, amplified
 from lordfast.demo.verdict import Metric, contrast, headline
 from lordfast.report import (
     Block,
@@ -39,10 +39,14 @@ from lordfast.report import (
     line_chart,
 )
 
-AMPLIFIED = 8
-"""How much larger the picture shows what the attack changed."""
-
 METRICS = [
+    Metric(
+        "Identity agreement",
+        "identity_agreement",
+        "higher",
+        "The share of what the person or place keeps from picture to picture (hair, skin, glasses; season, time, "
+        "mountains) that a small classifier finds in the generated pictures.",
+    ),
     Metric(
         "Fréchet distance",
         "frechet_distance",
@@ -57,8 +61,15 @@ METRICS = [
         "The squared maximum mean discrepancy between the features of generated and of clean pictures, without bias: "
         "around 0, and slightly below, where the two sets can't be told apart.",
     ),
+    Metric(
+        "High-frequency energy",
+        "high_frequency_energy",
+        None,
+        "The share of the brightness pattern that is finer than two pixels per half wave. What learnt the attack's "
+        "pattern draws more of it than the clean pictures have.",
+    ),
 ]
-"""The columns of the table of metrics, in order; one that no method has is left out."""
+"""The columns of the table of metrics, in order."""
 
 
 def demo_page(out: Path, summary: dict[str, Any] | None = None) -> Page:
@@ -71,31 +82,25 @@ def demo_page(out: Path, summary: dict[str, Any] | None = None) -> Page:
     """
     out = Path(out)
     found: dict[str, Any] = summary if summary is not None else _json(out / "summary.json")
-    config = _yaml(out / "config.yaml")
-    run = seed_runs(out)[0]
-    detection = found["detection"]["detection"]
-    measured = {name: {m.key: m.read(found["generated"][name]) for m in METRICS} for name in METHODS}
+    seeds = found["seeds"]
+    run, story = out / f"seed-{seeds[0]}", found["stories"][str(seeds[0])]
+    measured = {name: {m.key: m.read(found["methods"][name]) for m in METRICS} for name in METHODS}
+    auroc = Measured.read(found["auroc"])
+    assert auroc is not None
     return Page(
         title="Can LoRD undo an attack on training images?",
-        kicker=f"lordfast demo{' --quick' if found['quick'] else ''} · seed {config['seed']}",
-        top=[*_story(found, config), _answers(measured, detection), *_caveats(found)],
+        kicker=f"lordfast demo{' --quick' if found['quick'] else ''} · {_seeds(seeds)}",
+        top=[*_story(found, story), _answers(measured, auroc, story["detection"]), *_caveats(found)],
         sections=[
-            Section("The images", _images(run, found)),
-            Section("What each method draws", _generated(run)),
+            Section("The images", _images(run, story["damage"])),
+            Section("What each method draws", _generated(run, story["prompt"])),
             Section("Metrics", _metrics(measured, found)),
-            Section("Loss", _losses(run)),
-            Section("Lambda: does the gate notice the attack?", _lambda(detection)),
+            Section("Loss", _losses(out, run)),
+            Section("Lambda: does the gate notice the attack?", _lambda(story["detection"], auroc)),
             Section("Settings, versions, time", _settings(out, run, found)),
         ],
         foot="Written by lordfast. This file holds everything it shows and loads nothing.",
     )
-
-
-def seed_runs(out: Path) -> list[Path]:
-    """The folders that hold the steps of each seed: ``seed-0``, ``seed-1``, ... in numeric order, or `out` itself."""
-    named = {path: re.fullmatch(r"seed-(\d+)", path.name) for path in out.iterdir() if path.is_dir()}
-    numbers = {path: int(match[1]) for path, match in named.items() if match}
-    return sorted(numbers, key=lambda path: numbers[path]) or [out]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -106,11 +111,16 @@ def _yaml(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def _story(found: dict[str, Any], config: dict[str, Any]) -> list[Block]:
-    attack, things = found["attack"], "landscapes" if config.get("landscape") else "faces"
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+
+
+def _story(found: dict[str, Any], story: dict[str, Any]) -> list[Block]:
+    attack, subject = story["attack"], "place" if found["landscape"] else "person"
+    who = f"one {subject}" if len(found["seeds"]) == 1 else f"each of {len(found['seeds'])} {subject}s"
     return [
         Paragraph(
-            f"{attack['images']} pictures of {things} were perturbed by at most {attack['eps_grey_levels']:g} of 255 "
+            f"{attack['images']} pictures of {who} were perturbed by at most {attack['eps_grey_levels']:g} of 255 "
             "grey levels, so that a LoRA trained on them learns the wrong thing. LoRAs were then trained on the clean "
             "and on the perturbed pictures, each alone and on top of LoRD: an adapter that was trained beforehand, on "
             "other pictures, to see such attacks and to answer them."
@@ -118,12 +128,10 @@ def _story(found: dict[str, Any], config: dict[str, Any]) -> list[Block]:
     ]
 
 
-def _answers(measured: dict[str, dict[str, Measured | None]], detection: dict[str, Any]) -> Tiles:
+def _answers(measured: dict[str, dict[str, Measured | None]], auroc: Measured, detection: dict[str, Any]) -> Tiles:
     def ask(question: str, one: str, other: str, words: tuple[str, str], names: tuple[str, str]) -> Tile:
         return contrast(question, METRICS, measured[one], measured[other], words, names)
 
-    auroc = Measured.read(detection["auroc"])
-    assert auroc is not None
     inside = auroc.interval is not None and auroc.interval[0] <= 0.5 <= auroc.interval[1]
     return Tiles(
         [
@@ -167,8 +175,8 @@ def written_auroc(auroc: Measured) -> str:
 
 
 def _caveats(found: dict[str, Any]) -> list[Block]:
-    said = [headline(METRICS, found["generated"]["attacked-lord"], found["generated"]["attacked-lora"])]
-    if found.get("seeds", 1) == 1:
+    said = [headline(METRICS, found["methods"]["attacked-lord"], found["methods"]["attacked-lora"])]
+    if len(found["seeds"]) == 1:
         said.append("One identity and one seed are no evidence: another draw may turn any of this around.")
     if found["quick"]:
         said.append("This was a quick run, of few images and few steps: it shows that everything works, not how well.")
@@ -180,7 +188,7 @@ def _pictures(folder: Path, alt: str, captions: bool = False) -> list[Picture]:
     return [Picture(load_image(r.path), f"{alt}, {r.name}", r.name if captions else "") for r in records]
 
 
-def _images(run: Path, found: dict[str, Any]) -> list[Block]:
+def _images(run: Path, damage: dict[str, Any]) -> list[Block]:
     rows = []
     for clean, attacked in zip(
         list_images(run / "data" / "clean", captions="ignore"),
@@ -188,20 +196,17 @@ def _images(run: Path, found: dict[str, Any]) -> list[Block]:
         strict=True,
     ):
         before, after = load_image(clean.path), load_image(attacked.path)
-        change = 128 + AMPLIFIED * (after.astype(int) - before.astype(int))
         rows.append(
             PictureRow(
                 "",
                 [
                     Picture(before, f"clean image {clean.name}", "clean"),
                     Picture(after, f"attacked image {attacked.name}", "attacked"),
-                    Picture(
-                        change.clip(0, 255).astype(np.uint8), f"what changed in {clean.name}", f"change × {AMPLIFIED}"
-                    ),
+                    Picture(amplified(before, after), f"what changed in {clean.name}", f"change × {AMPLIFIED}"),
                 ],
             )
         )
-    pairs = found["attack_damage"]["pairs"]
+    pairs = damage["pairs"]
     return [
         Paragraph(
             f"Each picture before and after the attack, and what the attack changed, {AMPLIFIED} times as strong (grey "
@@ -212,14 +217,13 @@ def _images(run: Path, found: dict[str, Any]) -> list[Block]:
     ]
 
 
-def _generated(run: Path) -> list[Block]:
-    config = _yaml(run / "generated" / next(iter(METHODS)) / "config.yaml")
+def _generated(run: Path, prompt: str) -> list[Block]:
     rows = [
         PictureRow(method_title(name), _pictures(run / "generated" / name, f"drawn by {method_title(name)}"))
         for name in METHODS
     ]
     text = (
-        f"New pictures from the prompt “{config.get('prompt', PROMPT)}”. Pictures at the same place start from the "
+        f"New pictures from the prompt “{prompt}”. Pictures at the same place start from the "
         "same noise, so that what differs between methods comes from training."
     )
     across = 3 if len(rows[0].pictures) % 4 and len(rows[0].pictures) % 3 == 0 else 4
@@ -244,7 +248,7 @@ def _metrics(measured: dict[str, dict[str, Measured | None]], found: dict[str, A
     charts = [_interval_chart(metric, measured) for metric in drawn]
     if charts:
         blocks.append(Charts(charts))
-    warnings = dict.fromkeys(text for name in METHODS for text in found["generated"][name].get("warnings", ()))
+    warnings = dict.fromkeys(text for story in found["stories"].values() for text in story["warnings"])
     if warnings:
         blocks.append(Details("Warnings of the measurement", [Paragraph(_sentence(text)) for text in warnings]))
     return blocks
@@ -287,8 +291,7 @@ def _loss_chart(title: str, lines: Sequence[Line], caption: str = "", **options:
     return Chart(title, svg, f"Loss curves, {title}: {ends}.", f"{caption} Bold: mean over {window} steps.".strip())
 
 
-def _losses(run: Path) -> list[Block]:
-    stage1 = _rows(run / "stage1")
+def _stage1_losses(stage1: list[dict[str, Any]]) -> list[Chart]:
     charts = [
         _loss_chart(
             "Stage 1: denoising",
@@ -309,13 +312,18 @@ def _losses(run: Path) -> list[Block]:
                 y_range=(0, 1.15 * max(chance[1], *detection.y)),
             )
         )
-    for images in dict.fromkeys(images for images, _ in METHODS.values()):
-        names = [name for name, (on, _) in METHODS.items() if on == images]
+    return charts
+
+
+def _losses(out: Path, run: Path) -> list[Block]:
+    charts = _stage1_losses(_rows(out / "stage1")) if (out / "stage1").exists() else []
+    for attacked in (False, True):
         lines = [
-            _curve(_rows(run / "stage2" / name), "loss", "LoRD + LoRA" if METHODS[name][1] else "LoRA")
-            for name in names
+            _curve(_rows(run / "stage2" / name), "loss", "LoRD + LoRA" if method.with_lord else "LoRA")
+            for name, method in METHODS.items()
+            if method.attacked == attacked
         ]
-        charts.append(_loss_chart(f"Stage 2: {images} images", lines))
+        charts.append(_loss_chart(f"Stage 2: {'attacked' if attacked else 'clean'} images", lines))
     text = (
         "The loss of a diffusion model jumps with the noise level that a step draws; look at the bold curves. "
         "A low loss on attacked images means that the attack was learnt, not that the pictures are good."
@@ -323,9 +331,7 @@ def _losses(run: Path) -> list[Block]:
     return [Paragraph(text), Charts(charts)]
 
 
-def _lambda(detection: dict[str, Any]) -> list[Block]:
-    auroc = Measured.read(detection["auroc"])
-    assert auroc is not None
+def _lambda(detection: dict[str, Any], auroc: Measured) -> list[Block]:
     text = (
         "In every layer, λ between 0 and 1 decides how much of LoRD's second branch is added. It should stay shut for "
         "clean images and open for attacked ones. Over all layers and timesteps, an attacked image has the larger λ "
@@ -364,7 +370,6 @@ def _config(path: Path, out: Path) -> list[Block]:
 def _configs(out: Path, run: Path) -> Iterable[Path]:
     steps = [
         "attacked",
-        "stage1",
         *(f"{kind}/{name}" for name in METHODS for kind in ("stage2", "generated", "metrics")),
     ]
-    return dict.fromkeys([out / "config.yaml", *(run / step / "config.yaml" for step in steps)])
+    return [out / "config.yaml", out / "stage1" / "config.yaml", *(run / step / "config.yaml" for step in steps)]

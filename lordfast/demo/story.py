@@ -19,8 +19,9 @@ from lordfast.data import draw_identity, draw_scene, make_faces, make_landscapes
 from lordfast.data.procedural import ProceduralImage
 from lordfast.defense.stage1 import run_stage1
 from lordfast.demo import recipes
-from lordfast.demo.measures import over_seeds, subject_measures
-from lordfast.demo.picture import METHODS, draw_picture, method_title
+from lordfast.demo.measures import auroc_of, mean_over, over_seeds, subject_measures
+from lordfast.demo.methods import METHODS, method_title
+from lordfast.demo.picture import draw_picture
 from lordfast.demo.report import demo_page
 from lordfast.diffusion.resolve import DEMO_MODEL
 from lordfast.evaluation.evaluate import run_evaluate
@@ -142,6 +143,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         "lord": "trained here" if config.train_lord else "shipped with the model",
         "seeds": seeds,
         "methods": over_seeds([story["methods"] for story in stories.values()]),
+        "auroc": mean_over([auroc_of(story["detection"]) for story in stories.values()]),
         "stories": {str(seed): story for seed, story in stories.items()},
         "seconds": tell.seconds,
     }
@@ -166,7 +168,7 @@ def _tell_one(
     _write_once(clean, lambda: subject.draw(scale.images, derive_seed(seed, "clean")))
     _write_once(reference, lambda: subject.draw(scale.reference, derive_seed(seed, "reference")))
     training = {**common, "cache_dir": config.out / "cache"}
-    found: dict[str, Any] = {"prompt": prompt, "stage2": {}, "methods": {}}
+    found: dict[str, Any] = {"prompt": prompt, "stage2": {}, "methods": {}, "warnings": []}
     attack = recipes.attack(attacked, clean, prompt, scale, training)
     found["attack"] = tell(f"{prefix}attack the pictures", lambda job: run_attack("pgd", job), attack)
     for name, method in METHODS.items():
@@ -179,6 +181,7 @@ def _tell_one(
         tell(f"{prefix}generate: {title}", run_generate, drawn)
         distance = recipes.distance(out / "metrics" / name, drawn.out, reference, common)
         measured = tell(f"{prefix}measure: {title}", run_evaluate, distance)
+        found["warnings"] += measured["warnings"]
         attributes = subject.draw(1, 0)[0].attributes
         found["methods"][name] = subject_measures(measured, drawn.out, attributes, seed)
     damage = recipes.damage(out / "metrics" / "attack", attacked, clean, common)

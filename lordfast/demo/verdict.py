@@ -26,8 +26,8 @@ class Metric:
     explanation: str
 
     def read(self, found: Mapping[str, Any]) -> Measured | None:
-        """From what the demo's summary holds of one method: its own entry, else the one of the distances."""
-        return Measured.read(found.get(self.key, found.get("distribution", {}).get(self.key)))
+        """From what the demo's summary holds of one method."""
+        return Measured.read(found.get(self.key))
 
 
 def _verdicts(
