@@ -45,17 +45,17 @@ class PretrainConfig(RunConfig):
     """Optimiser steps of the VAE."""
     vae_batch_size: int = 6
     """Images per step and process."""
-    unet_steps: int = 4_500
+    unet_steps: int = 4_000
     """Optimiser steps of the UNet and the text encoder."""
     unet_batch_size: int = 16
     """Latents per step and process."""
-    classifier_steps: int = 2_400
+    classifier_steps: int = 1_500
     """Optimiser steps of the attribute classifier."""
     classifier_batch_size: int = 32
     """Images per step and process."""
-    lord_pictures: int = 512
+    lord_pictures: int = 384
     """Pictures that the demo's LoRD is trained on."""
-    lord_steps: int = 1_500
+    lord_steps: int = 800
     """Optimiser steps of the LoRD."""
     quality_pictures: int = 128
     """Pictures of each kind that the model card's figures are measured on."""
