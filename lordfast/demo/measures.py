@@ -38,7 +38,7 @@ def subject_measures(
             name: _measure(*(distribution[f"{name}{end}"] for end in ("", "_low", "_high")))
             for name in ("frechet_distance", "kernel_distance")
         },
-        "high_frequency_energy": _measure(*(frequency[f"energy{end}"] for end in ("", "_low", "_high"))),
+        "high_frequencies": _measure(*(frequency[f"amplitude{end}"] for end in ("", "_low", "_high"))),
     }
 
 

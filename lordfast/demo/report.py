@@ -62,11 +62,11 @@ METRICS = [
         "around 0, and slightly below, where the two sets can't be told apart.",
     ),
     Metric(
-        "High-frequency energy",
-        "high_frequency_energy",
+        "High frequencies",
+        "high_frequencies",
         None,
-        "The share of the brightness pattern that is finer than two pixels per half wave. What learnt the attack's "
-        "pattern draws more of it than the clean pictures have.",
+        "Grey levels of brightness that change faster than a quarter of a wave per pixel. A model that learnt the "
+        "attack's pattern draws more of it than the clean pictures have.",
     ),
 ]
 """The columns of the table of metrics, in order."""

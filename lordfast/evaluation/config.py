@@ -13,8 +13,9 @@ from lordfast.training.config import RunConfig
 class EvaluateConfig(RunConfig):
     """Measure images: generated against reference, attacked against originals, or lambda as an attack detector.
 
-    --generated with --reference gives the distances between the two sets, and PSNR and SSIM of the pairs whose names
-    match. --lord with --clean and --attacked gives the AUROC of lambda. Both may be asked for at once.
+    --generated with --reference gives the distances between the two sets, PSNR and SSIM of the pairs whose names
+    match, and the high frequencies of both. --lord with --clean and --attacked gives the AUROC of lambda. Both may be
+    asked for at once.
     """
 
     generated: Path | None = None
@@ -26,6 +27,8 @@ class EvaluateConfig(RunConfig):
     paired: Literal["auto", "on", "off"] = "auto"
     """PSNR, SSIM and largest change of pairs with the same name, sub-folder included and extension aside, the
     reference centre-cropped to its partner's size. auto: where any names match."""
+    frequency: bool = True
+    """Share and amplitude of the high frequencies in both folders, each image at its own size: attacks add them."""
     features: str = "vae"
     """What the distances compare: vae (the encoder of --model, offline, a coarse stand-in for Inception), inception
     (needs torch-fidelity and downloads weights), package.module:factory (called without arguments, gives an nn.Module
@@ -34,6 +37,9 @@ class EvaluateConfig(RunConfig):
     """Random subsets that KID is averaged over; one where a subset is all there is."""
     kid_subset_size: int = 1000
     """Images of each set in a subset; at most as many as the smaller set has."""
+    resamples: int = 1000
+    """Of the bootstrap that gives 95 % confidence intervals over images (at most 200 for the Frechet distance); 0
+    leaves the intervals of distances and frequencies out."""
     lord: Path | None = None
     """The run folder of lordfast stage1, or any folder with a saved LoRD, whose lambda is tested."""
     clean: Path | None = None
@@ -69,13 +75,15 @@ def check_request(config: EvaluateConfig) -> None:
             "nothing to measure: give --generated and --reference (distances, and PSNR and SSIM of pairs), or --lord, "
             "--clean and --attacked (lambda as a detector), or all five"
         )
-    if config.generated is not None and not config.distribution and config.paired == "off":
+    if config.generated is not None and not (config.distribution or config.frequency) and config.paired == "off":
         raise ValueError(
-            "distribution, paired: both are off; nothing is left to measure in --generated and --reference"
+            "distribution, paired, frequency: all are off; nothing is left to measure in --generated and --reference"
         )
     for name in ("batch_size", "kid_subsets"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    if config.resamples != 0 and config.resamples < 100:
+        raise ValueError(f"resamples: expected 0 or at least 100, got {config.resamples}")
     if config.kid_subset_size < 2:
         raise ValueError(f"kid_subset_size: expected at least 2, got {config.kid_subset_size}")
     if config.resolution is not None and config.resolution < 1:

@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import binary_auroc
 from lordfast.adapter import collect_gates, sees_image
 from lordfast.data.images import Uint8Image
 from lordfast.diffusion import LatentDiffusion
+from lordfast.evaluation.intervals import auroc_interval
 from lordfast.pixels import to_tensor
 from lordfast.training.seeds import derived_generator
 
@@ -126,22 +127,27 @@ def auroc(clean: Tensor, attacked: Tensor) -> float:
 
 def _compare(
     clean: GateReadings, attacked: GateReadings, steps: slice | int = slice(None), layers: slice | int = slice(None)
-) -> dict[str, float]:
-    """AUROC and mean lambdas over the selected timesteps and layers."""
+) -> dict[str, float | None]:
+    """AUROC with its 95 % interval, and mean lambdas, over the selected timesteps and layers."""
 
     def per_image(values: Tensor) -> Tensor:
         return values[:, steps, layers].reshape(len(values), -1).mean(dim=1)
 
+    area = auroc(per_image(clean.logits), per_image(attacked.logits))
+    low, high = auroc_interval(area, len(clean.logits), len(attacked.logits))
     return {
-        "auroc": auroc(per_image(clean.logits), per_image(attacked.logits)),
+        "auroc": area,
+        "auroc_low": low,
+        "auroc_high": high,
         "lambda_clean": float(per_image(clean.lambdas).mean()),
         "lambda_attacked": float(per_image(attacked.lambdas).mean()),
     }
 
 
 def compare_readings(clean: GateReadings, attacked: GateReadings) -> dict[str, Any]:
-    """AUROC of lambda and its means: pooled (mean logit over layers and timesteps), per timestep, per layer, and
-    for each timestep of each layer.
+    """AUROC of lambda with its 95 % interval, and means of lambda.
+
+    Pooled (mean logit over layers and timesteps), per timestep, per layer, and for each timestep of each layer.
 
     Raises:
         ValueError: readings of different layers or timesteps.

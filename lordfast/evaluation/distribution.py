@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from lordfast.evaluation.distances import LARGEST, frechet_interval, kernel_interval
+from lordfast.evaluation.intervals import Interval
 from lordfast.training.seeds import derive_seed
+
+FRECHET_RESAMPLES = 200
+"""More don't change the interval of a Frechet distance: only their standard deviation enters."""
 
 
 class _Ready(nn.Identity):
@@ -91,9 +96,17 @@ def covariance_rank(features: Tensor) -> int:
 
 
 def compare(
-    generated: Tensor, reference: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    generated: Tensor,
+    reference: Tensor,
+    *,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Both distances of features (N, F), (M, F), and warnings where they deserve little trust.
+    """Both distances of features (N, F), (M, F), with 95 % intervals, and warnings where they deserve little trust.
+
+    The intervals (``_low``, ``_high``) are None for fewer than 3 images in a set, or without `resamples`.
 
     Raises:
         ValueError: as for `kernel_distance`.
@@ -111,11 +124,22 @@ def compare(
                 f"images ({why}). The Frechet distance is biased upwards and compares only with sets of the same "
                 "sizes; look at the kernel distance"
             )
+    nothing = Interval(None, None)
+    frechet, around = nothing, nothing
+    if resamples and min(len(generated), len(reference)) >= 3:
+        frechet = frechet_interval(generated, reference, resamples=min(resamples, FRECHET_RESAMPLES), seed=seed)
+        around = kernel_interval(generated, reference)
+        if frechet == nothing:
+            caveats.append(f"no interval of the Frechet distance: it takes too long above rank {LARGEST}")
     summary = {
         "generated": len(generated),
         "reference": len(reference),
         "feature_dim": count,
         "frechet_distance": frechet_distance(generated, reference),
+        "frechet_distance_low": frechet.low,
+        "frechet_distance_high": frechet.high,
         **kernel,
+        "kernel_distance_low": around.low,
+        "kernel_distance_high": around.high,
     }
     return summary, caveats

@@ -10,7 +10,7 @@ from typing import Any
 from lordfast.diffusion import load_model
 from lordfast.evaluation.config import EvaluateConfig, check_request
 from lordfast.evaluation.inputs import ImageFolder, open_folder
-from lordfast.evaluation.parts import Part, PartResult, plan_detection, plan_distribution, plan_pairs
+from lordfast.evaluation.parts import Part, PartResult, plan_detection, plan_distribution, plan_frequency, plan_pairs
 from lordfast.evaluation.table import to_markdown
 from lordfast.files import write_atomic
 from lordfast.training.config import check_choices
@@ -29,8 +29,8 @@ class Plan:
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure what `config` asks for into ``config.out``; returns what summary.json holds.
 
-    The run folder gets metrics.jsonl (a row for the distances, per pair, and per image and timestep), summary.json and
-    table.md. Each finished part is kept in checkpoints/, so that a resumed run does only the others.
+    The run folder gets metrics.jsonl (a row for the distances, per pair, per image, and per image and timestep),
+    summary.json and table.md. Each finished part is kept in checkpoints/, so that a resumed run does only the others.
 
     Raises:
         ValueError, OSError: nothing to measure, or a folder, image, model or feature module that can't be used;
@@ -92,6 +92,8 @@ def _plan(config: EvaluateConfig) -> Plan:
     pairs = plan_pairs(config, *sets) if sets else None
     if pairs is not None:
         plan.parts["pairs"] = pairs
+    if sets and config.frequency:
+        plan.parts["frequency"] = plan_frequency(config, *sets)
     if gates and model is not None and config.lord is not None:
         plan.parts["detection"] = plan_detection(config, model, config.lord, *gates)
     return plan

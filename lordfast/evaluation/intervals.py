@@ -47,7 +47,7 @@ def bootstrap_interval(
     Raises:
         ValueError: no sample, an empty one, values that are not finite, or a level or number of resamples out of range.
     """
-    _check_level(level)
+    check_level(level)
     if resamples < 1:
         raise ValueError(f"resamples: expected at least 1, got {resamples}")
     if not samples or not all(len(sample) for sample in samples):
@@ -80,7 +80,7 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     Raises:
         ValueError: not 0 <= successes <= n with n > 0, or a level out of range.
     """
-    _check_level(level)
+    check_level(level)
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"successes: expected a number from 0 to n > 0, got {successes} of {n}")
     z = NormalDist().inv_cdf((1 + level) / 2)
@@ -103,7 +103,7 @@ def auroc_interval(area: float, clean: int, attacked: int, level: float = 0.95) 
     Raises:
         ValueError: an area outside [0, 1], an empty set, or a level out of range.
     """
-    _check_level(level)
+    check_level(level)
     if not 0 <= area <= 1:
         raise ValueError(f"area: expected a number from 0 to 1, got {area}")
     if clean < 1 or attacked < 1:
@@ -145,6 +145,7 @@ def student_quantile(level: float, freedom: int) -> float:
     )
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Raise a ValueError unless `level` is one of a confidence interval."""
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number between 0 and 1, got {level}")

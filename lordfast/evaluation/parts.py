@@ -1,4 +1,4 @@
-"""The three parts of an evaluation: each checks its input first, and gives back what does the work."""
+"""The parts of an evaluation: each checks its input first, and gives back what does the work."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lordfast.evaluation.config import EvaluateConfig
 from lordfast.evaluation.detection import GateReadings, check_timesteps, compare_readings, read_gates
 from lordfast.evaluation.distribution import compare
 from lordfast.evaluation.features import extract, load_features
+from lordfast.evaluation.frequency import SMALLEST, high_frequencies, summarise_frequencies
 from lordfast.evaluation.inputs import ImageFolder
 from lordfast.evaluation.pairs import compare_pair, match_keys, match_names, summarise_pairs
 from lordfast.training.progress import progress
@@ -71,6 +72,7 @@ def plan_distribution(
             measure(reference.records, "reference images"),
             subsets=config.kid_subsets,
             subset_size=config.kid_subset_size,
+            resamples=config.resamples,
             seed=config.seed,
         )
         if twins and config.paired != "off":
@@ -95,7 +97,7 @@ def plan_pairs(config: EvaluateConfig, generated: ImageFolder, reference: ImageF
         return None
     matches = match_names(generated.records, reference.records)
     if not matches.pairs:
-        if config.paired == "auto" and config.distribution:
+        if config.paired == "auto" and (config.distribution or config.frequency):
             return None
         raise ValueError(
             f"paired: no image in {config.generated} has the name of one in {config.reference} (extensions aside), "
@@ -114,6 +116,31 @@ def plan_pairs(config: EvaluateConfig, generated: ImageFolder, reference: ImageF
         summary, caveats = summarise_pairs(rows)
         summary["unmatched_generated"] = [record.name for record in matches.only_ours]
         summary["unmatched_reference"] = [record.name for record in matches.only_theirs]
+        return PartResult(summary, rows, caveats)
+
+    return run
+
+
+def plan_frequency(config: EvaluateConfig, generated: ImageFolder, reference: ImageFolder) -> Part:
+    """The high frequencies of the images of both folders, each at its own size."""
+
+    def run() -> PartResult:
+        summary: dict[str, Any] = {}
+        rows: list[dict[str, Any]] = []
+        caveats = []
+        for label, folder in (("generated", generated), ("reference", reference)):
+            measured = []
+            with progress(f"frequencies of {label} images", len(folder)) as advance:
+                for record in folder.records:
+                    image = load_image(record.path)
+                    if min(image.shape[:2]) >= SMALLEST:
+                        measured.append({"set": label, "image": record.name, **high_frequencies(image)})
+                    advance()
+            if len(measured) < len(folder):
+                caveats.append(f"{len(folder) - len(measured)} {label} images are too small to have frequencies")
+            if measured:
+                summary[label] = summarise_frequencies(measured, resamples=config.resamples, seed=config.seed)
+            rows += measured
         return PartResult(summary, rows, caveats)
 
     return run

@@ -11,6 +11,8 @@ from rich.table import Table
 SHOWN_LAYERS = 5
 """Layers that the terminal's table lists; table.md has all."""
 
+INTERVAL = "95 % interval"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -28,6 +30,8 @@ def sections(summary: dict[str, Any], layers: int | None = None) -> list[Section
         found.append(_distribution(summary["distribution"]))
     if "pairs" in summary:
         found.append(_pairs(summary["pairs"]))
+    if "frequency" in summary:
+        found.append(_frequency(summary["frequency"]))
     if "detection" in summary:
         found.append(_detection(summary["detection"], layers))
     return found
@@ -35,6 +39,11 @@ def sections(summary: dict[str, Any], layers: int | None = None) -> list[Section
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
+
+
+def _interval_of(part: dict[str, Any], name: str) -> str:
+    low, high = part[f"{name}_low"], part[f"{name}_high"]
+    return "-" if low is None or high is None else f"{_number(low, 3)} to {_number(high, 3)}"
 
 
 def _distribution(part: dict[str, Any]) -> Section:
@@ -45,11 +54,12 @@ def _distribution(part: dict[str, Any]) -> Section:
     if deviation is not None:
         kernel += f" ± {_number(deviation, 2)}"
     rows = [
-        ["Frechet distance", _number(part["frechet_distance"])],
-        [f"kernel distance (KID, {subsets})", kernel],
-        ["images", f"{part['generated']} generated, {part['reference']} reference"],
+        ["Frechet distance", _number(part["frechet_distance"]), _interval_of(part, "frechet_distance")],
+        [f"kernel distance (KID, {subsets})", kernel, _interval_of(part, "kernel_distance")],
+        ["images", f"{part['generated']} generated, {part['reference']} reference", ""],
     ]
-    return Section(f"Distances on {part['features']} features (lower is closer)", ["measure", "value"], rows)
+    columns = ["measure", "value", INTERVAL]
+    return Section(f"Distances on {part['features']} features (lower is closer)", columns, rows)
 
 
 def _pairs(part: dict[str, Any]) -> Section:
@@ -65,18 +75,27 @@ def _pairs(part: dict[str, Any]) -> Section:
     return Section(f"{part['pairs']} pairs with the same name", ["measure", "value"], rows)
 
 
+def _frequency(part: dict[str, Any]) -> Section:
+    rows = []
+    for label, found in part.items():
+        rows.append([f"{label}: share of the power", _number(found["share"]), _interval_of(found, "share")])
+        rows.append([f"{label}: grey levels", _number(found["amplitude"]), _interval_of(found, "amplitude")])
+    return Section("High frequencies (above half of Nyquist's), mean over images", ["images", "value", INTERVAL], rows)
+
+
 def _detection(part: dict[str, Any], layers: int | None) -> Section:
     def row(name: str, values: dict[str, Any]) -> list[str]:
-        return [name, *(_number(values[key]) for key in ("auroc", "lambda_clean", "lambda_attacked"))]
+        means = (_number(values[key]) for key in ("lambda_clean", "lambda_attacked"))
+        return [name, _number(values["auroc"]), _interval_of(values, "auroc"), *means]
 
     ranked = sorted(part["layers"], key=lambda values: -values["auroc"])
     rows = [row("all layers and timesteps", part)]
     rows += [row(f"timestep {values['timestep']}, all layers", values) for values in part["timesteps"]]
     rows += [row(values["layer"], values) for values in ranked[:layers]]
     if layers is not None and len(ranked) > layers:
-        rows.append([f"... {len(ranked) - layers} more layers in table.md", "", "", ""])
+        rows.append([f"... {len(ranked) - layers} more layers in table.md", "", "", "", ""])
     title = f"Lambda on {part['clean']} clean and {part['attacked']} attacked images"
-    return Section(title, ["gates", "AUROC", "lambda clean", "lambda attacked"], rows)
+    return Section(title, ["gates", "AUROC", INTERVAL, "lambda clean", "lambda attacked"], rows)
 
 
 def to_markdown(summary: dict[str, Any]) -> str:

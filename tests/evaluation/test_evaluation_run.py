@@ -92,6 +92,8 @@ def test_a_run_of_all_parts(faces: Path, attacked: Path, lord: Path, tmp_path: P
     assert (distances["generated"], distances["reference"], distances["features"]) == (4, 4, "vae")
     assert (distances["kid_subset_size"], distances["kid_subsets"], distances["resolution"]) == (4, 1, 64)
     assert distances["frechet_distance"] > 0
+    for name in ("frechet_distance", "kernel_distance"):
+        assert distances[f"{name}_low"] <= distances[name] < distances[f"{name}_high"]
     assert sum("singular" in text for text in summary["warnings"]) == 2
     assert sum("not independent" in text for text in summary["warnings"]) == 1
 
@@ -100,14 +102,25 @@ def test_a_run_of_all_parts(faces: Path, attacked: Path, lord: Path, tmp_path: P
     assert summary["pairs"]["largest_change"] == 6
     assert summary["pairs"]["psnr"] == pytest.approx(np.mean([row["psnr"] for row in pairs]))
 
+    frequency = summary["frequency"]
+    spectra = [row for row in rows_of(config.out) if row["part"] == "frequency"]
+    assert [row["set"] for row in spectra] == ["generated"] * 4 + ["reference"] * 4
+    for name in ("generated", "reference"):
+        mean = np.mean([row["amplitude"] for row in spectra if row["set"] == name])
+        assert frequency[name]["amplitude"] == pytest.approx(mean)
+    # The noise that was added is all that differs.
+    assert frequency["generated"]["amplitude_low"] > frequency["reference"]["amplitude_high"]
+
     found = summary["detection"]
     assert (found["clean"], found["attacked"], found["twins"]) == (4, 4, 4)
     gates = [row for row in rows_of(config.out) if row["part"] == "detection"]
     assert len(gates) == 2 * 4 * 2
+    assert 0 <= found["auroc_low"] < found["auroc_high"] <= 1
+    assert found["auroc_low"] <= found["auroc"] <= found["auroc_high"]
     mean = np.mean([row["lambda"] for row in gates if row["set"] == "attacked" and row["timestep"] == 500])
     assert found["timesteps"][1]["lambda_attacked"] == pytest.approx(mean)
-    # A row for the distances, a pair, and an image at a timestep.
-    assert [row["step"] for row in rows_of(config.out)] == list(range(1, 1 + 1 + 4 + 16))
+    # A row for the distances, a pair, an image, and an image at a timestep.
+    assert [row["step"] for row in rows_of(config.out)] == list(range(1, 1 + 1 + 4 + 8 + 16))
     assert rows_of(config.out)[0] == {"step": 1, "part": "distribution", **distances}
     table = (config.out / "table.md").read_text()
     assert "| Frechet distance |" in table and "| PSNR, mean (dB) |" in table and "* the covariance of" in table
@@ -137,7 +150,7 @@ def test_a_photograph_meets_its_attacked_centre_crop(photos: Path, tmp_path: Pat
         crop = fit_image(load_image(photos / name), 64)
         save_png((crop // 2 + 60).astype(np.uint8), tmp_path / "ours" / f"{Path(name).stem}.png")
     save_png(np.zeros((32, 48, 3), np.uint8), tmp_path / "ours" / "nobody.png")
-    config = settings(tmp_path, generated=tmp_path / "ours", reference=photos, distribution=False)
+    config = settings(tmp_path, generated=tmp_path / "ours", reference=photos, distribution=False, frequency=False)
     summary = run_evaluate(config)
     assert [row["reference"] for row in rows_of(config.out)] == ["china.jpg", "portrait.jpg"]
     for row in rows_of(config.out):
@@ -170,7 +183,33 @@ def test_the_seed_decides_the_subsets(photos: Path, faces: Path, tmp_path: Path)
         return without_time(run_evaluate(config))
 
     assert run("a", 1) == run("b", 1)
-    assert run("c", 2)["distribution"]["kernel_distance"] != run("d", 1)["distribution"]["kernel_distance"]
+    one, other = run("c", 2), run("d", 1)
+    assert one["distribution"]["kernel_distance"] != other["distribution"]["kernel_distance"]
+    assert one["distribution"]["frechet_distance_low"] != other["distribution"]["frechet_distance_low"]
+    assert one["frequency"]["generated"]["share_low"] != other["frequency"]["generated"]["share_low"]
+
+
+def test_without_resamples_there_are_no_intervals(faces: Path, attacked: Path, tmp_path: Path) -> None:
+    summary = run_evaluate(settings(tmp_path, generated=attacked, reference=faces, resamples=0))
+    assert summary["distribution"]["frechet_distance_low"] is summary["distribution"]["kernel_distance_high"] is None
+    assert summary["frequency"]["generated"]["share_high"] is None
+    assert summary["frequency"]["generated"]["share"] > 0
+
+
+def test_the_frequencies_alone(faces: Path, photos: Path, tmp_path: Path) -> None:
+    summary = run_evaluate(settings(tmp_path, generated=faces, reference=photos, distribution=False))
+    assert "distribution" not in summary and "pairs" not in summary
+    assert (summary["frequency"]["generated"]["images"], summary["frequency"]["reference"]["images"]) == (4, 9)
+    assert "| generated: share of the power |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_images_too_small_for_frequencies_are_announced(faces: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    Image.new("RGB", (5, 20)).save(tmp_path / "tiny" / "a.png")
+    config = settings(tmp_path, generated=tmp_path / "tiny", reference=faces, distribution=False)
+    summary = run_evaluate(config)
+    assert list(summary["frequency"]) == ["reference"]
+    assert "1 generated images are too small to have frequencies" in summary["warnings"]
 
 
 def test_an_interrupted_run_goes_on_with_the_missing_part(
@@ -187,7 +226,7 @@ def test_an_interrupted_run_goes_on_with_the_missing_part(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "plan_pairs", interrupted)
-        with pytest.raises(Interrupted, match="after 1 of 2 parts"):
+        with pytest.raises(Interrupted, match="after 1 of 3 parts"):
             run_evaluate(config)
     assert not (config.out / "summary.json").exists()
 
@@ -237,11 +276,15 @@ BAD = {
         {"generated": "faces", "reference": "photographs", "paired": "on"},
         "paired: no image in faces has the name of one in photographs",
     ),
-    "nothing left": ({"generated": "faces", "reference": "other", "distribution": False}, "paired: no image in faces"),
-    "off": (
-        {"generated": "faces", "reference": "faces", "paired": "off", "distribution": False},
-        "distribution, paired: both are off",
+    "nothing left": (
+        {"generated": "faces", "reference": "other", "distribution": False, "frequency": False},
+        "paired: no image in faces",
     ),
+    "off": (
+        {"generated": "faces", "reference": "faces", "paired": "off", "distribution": False, "frequency": False},
+        "distribution, paired, frequency: all are off",
+    ),
+    "resamples": ({"generated": "faces", "reference": "faces", "resamples": 20}, "resamples: expected 0 or at least"),
     "single": ({"generated": "other", "reference": "faces"}, "generated: distances between sets need at least 2"),
     "batch": ({"generated": "faces", "reference": "faces", "batch_size": 0}, "batch_size: expected at least 1, got 0"),
     "subsets": ({"generated": "faces", "reference": "faces", "kid_subset_size": 1}, "kid_subset_size: expected at"),
