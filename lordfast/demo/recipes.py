@@ -133,7 +133,7 @@ def distance(out: Path, generated: Path, reference: Path, common: dict[str, Any]
 def damage(out: Path, attacked: Path, clean: Path, common: dict[str, Any]) -> EvaluateConfig:
     """Attacked pictures against their originals."""
     return EvaluateConfig(
-        out=out, model="demo", generated=attacked, reference=clean, features=FEATURES, paired="on", **common
+        out=out, model="demo", generated=attacked, reference=clean, distribution=False, paired="on", **common
     )
 
 
