@@ -174,7 +174,7 @@ def heat_map(
                 face, share = colour(value)
                 axes.add_patch(Rectangle((c - 0.47, r - 0.46), 0.94, 0.92, facecolor=RULE, alpha=0.35, linewidth=0))
                 axes.add_patch(Rectangle((c - 0.47, r - 0.46), 0.94, 0.92, facecolor=face, alpha=share, linewidth=0))
-                text = ON_HEAT if share > 0.55 else INK
+                text = ON_HEAT if share > 0.62 else INK
                 axes.text(c, r, written(value, digits), ha="center", va="center_baseline", color=text, fontsize=10.5)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -14,19 +14,17 @@ import yaml
 from PIL import Image
 
 from lordfast.data import list_images, load_image
-from lordfast.demo import report, story
+from lordfast.demo import story
 from lordfast.demo.gate_charts import attention_name
 from lordfast.demo.report import demo_page, loss_window, seed_runs
 from lordfast.demo.verdict import Metric, contrast, headline
 from lordfast.report import (
-    Chart,
     Charts,
     Details,
     Gallery,
     Measured,
     Note,
     Page,
-    Paragraph,
     Table,
     render_page,
     write_page,
@@ -47,7 +45,7 @@ def summary(demo: Path) -> dict[str, Any]:
     return json.loads((demo / "summary.json").read_text())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(demo: Path) -> Page:
     return demo_page(demo)
 
@@ -242,7 +240,10 @@ def hostile(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def colours(browser: Any) -> list[str]:
     return browser.evaluate(
         """["body", "main .card svg text", "main .card svg path[style*='--series']", "h1"].map(
-            (s) => { const c = getComputedStyle(document.querySelector(s)); return [c.backgroundColor, c.color, c.fill, c.stroke].join() })"""
+            (selector) => {
+                const style = getComputedStyle(document.querySelector(selector));
+                return [style.backgroundColor, style.color, style.fill, style.stroke].join();
+            })"""
     )
 
 
