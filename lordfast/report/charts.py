@@ -100,8 +100,8 @@ def line_chart(
             name, height = reference
             axes.axhline(height, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
             axes.annotate(
-                _short(name, 50), (1, height), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-                ha="right", va="bottom", color=MUTED, fontsize=9,
+                _short(name, 50), (1, height), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                textcoords="offset points", ha="right", va="bottom", color=MUTED, fontsize=9,
             )  # fmt: skip
         axes.set_ylim(*y_range)
         axes.grid(axis="y", linewidth=0.6)
@@ -174,7 +174,7 @@ def heat_map(
                 face, share = colour(value)
                 axes.add_patch(Rectangle((c - 0.47, r - 0.46), 0.94, 0.92, facecolor=RULE, alpha=0.35, linewidth=0))
                 axes.add_patch(Rectangle((c - 0.47, r - 0.46), 0.94, 0.92, facecolor=face, alpha=share, linewidth=0))
-                text = ON_HEAT if share > 0.55 else INK
+                text = ON_HEAT if share > 0.62 else INK
                 axes.text(c, r, written(value, digits), ha="center", va="center_baseline", color=text, fontsize=10.5)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -205,7 +205,11 @@ def interval_chart(rows: Sequence[tuple[str, Measured]], *, x_label: str) -> str
                 axes.plot(found.interval, (i, i), color=_series(i), linewidth=2.4, solid_capstyle="round", alpha=0.6)
             axes.plot(found.value, i, marker="o", markersize=7.5, color=_series(i), linestyle="none")
             # Above the points, not beside the axis, where long names would leave no room.
-            above = {"xycoords": ("axes fraction", "data"), "xytext": (0, 9), "textcoords": "offset points"}
+            above: dict[str, Any] = {
+                "xycoords": ("axes fraction", "data"),
+                "xytext": (0, 9),
+                "textcoords": "offset points",
+            }
             axes.annotate(_short(name, 42), (0, i), ha="left", color=MUTED, **above)
             axes.annotate(written(found.value, digits), (1, i), ha="right", color=INK, **above)
         axes.set_yticks([])

@@ -10,7 +10,7 @@ from lordfast.report import Line, Measured, heat_map, interval_chart, line_chart
 from lordfast.report.svg import place
 
 NOISY = [3.0, -1.0, 4.0, 1.0, 5.0, 9.0, -2.0]
-ODD = "a <b> & \"c\" $x_1$ 'd' ]]>"
+ODD = "<b> & \"c\" $x$ 'd' ]]>"
 
 
 def draw_all() -> dict[str, str]:

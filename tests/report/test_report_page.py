@@ -186,7 +186,7 @@ def test_only_intervals_that_are_apart_decide() -> None:
     assert judge(low, high, "lower") == "better" and judge(low, high, "higher") == "worse"
     assert judge(high, low, "lower") == "worse" and judge(high, low, "higher") == "better"
     # One end in common is an overlap.
-    for pair in ((low, between), (between, high), (high, between), (low, low)):
+    for pair in ((low, between), (between, low), (between, high), (high, between), (low, low)):
         assert judge(*pair, "lower") == "no clear difference"
     assert judge(low, Measured(9.0), "lower") == "unknown"
 
