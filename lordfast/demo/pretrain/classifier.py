@@ -134,7 +134,7 @@ def train_classifier(
         return finished
     torch.manual_seed(config.seed)
     classifier = AttributeClassifier(config.channels, config.num_features)
-    objective = ClassifierObjective(classifier)
+    objective = ClassifierObjective(classifier).to(accelerator.device)
     average = Average(objective, config.ema_decay)
     together = pictures["faces"] + pictures["landscapes"]
     result = train(

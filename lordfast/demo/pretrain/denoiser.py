@@ -171,7 +171,7 @@ def train_denoiser(config: DenoiserConfig, pictures: Pictures, vae_folder: Path)
     tokenizer, text_encoder, unet = new_parts(config)
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
     scheduler = DDPMScheduler(**schedule, clip_sample=False)
-    objective = DenoiserObjective(unet, text_encoder, scheduler, config.min_snr)
+    objective = DenoiserObjective(unet, text_encoder, scheduler, config.min_snr).to(accelerator.device)
     average = Average(objective, config.ema_decay)
 
     def look(step: int, last: bool) -> None:

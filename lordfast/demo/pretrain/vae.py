@@ -109,7 +109,7 @@ def train_vae(config: VaeConfig, pictures: Pictures, held_out: dict[str, Picture
         return finished
     torch.manual_seed(config.seed)
     vae = new_vae(config)
-    objective = VaeObjective(vae, config)
+    objective = VaeObjective(vae, config).to(accelerator.device)
     average = Average(objective, config.ema_decay)
 
     def look(step: int, last: bool) -> None:
