@@ -52,7 +52,7 @@ FULL = Scale(
     sampler_steps=20,
     reference=256,
 )
-SHIPPED = FULL._replace(others=384, stage1_steps=800)
+SHIPPED = FULL._replace(others=256, stage1_steps=600)
 """For the LoRD that comes with the embedded model."""
 
 

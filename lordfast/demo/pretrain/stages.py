@@ -49,13 +49,13 @@ class PretrainConfig(RunConfig):
     """Optimiser steps of the UNet and the text encoder."""
     unet_batch_size: int = 16
     """Latents per step and process."""
-    classifier_steps: int = 1_500
+    classifier_steps: int = 2_400
     """Optimiser steps of the attribute classifier."""
     classifier_batch_size: int = 32
     """Images per step and process."""
-    lord_pictures: int = 384
+    lord_pictures: int = 256
     """Pictures that the demo's LoRD is trained on."""
-    lord_steps: int = 800
+    lord_steps: int = 600
     """Optimiser steps of the LoRD."""
     quality_pictures: int = 128
     """Pictures of each kind that the model card's figures are measured on."""
@@ -118,6 +118,11 @@ def run_pretrain(config: PretrainConfig) -> dict[str, Any]:
             out=run.path / "classifier",
             steps=config.classifier_steps,
             batch_size=config.classifier_batch_size,
+            lr=2e-3,
+            lr_schedule="cosine",
+            warmup_steps=min(100, config.classifier_steps // 10),
+            weight_decay=1e-2,
+            adam_beta2=0.99,
             **common,
         ),
         training,
