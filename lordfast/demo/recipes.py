@@ -52,8 +52,6 @@ FULL = Scale(
     sampler_steps=20,
     reference=256,
 )
-SHIPPED = FULL._replace(others=256, stage1_steps=600)
-"""For the LoRD that comes with the embedded model."""
 
 
 def attack(out: Path, images: Path, prompt: str, scale: Scale, common: dict[str, Any]) -> AttackConfig:

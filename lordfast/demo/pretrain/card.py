@@ -14,17 +14,17 @@ A latent diffusion model in diffusers format, trained on pictures that `lordfast
 and tests: small enough to ship ({megabytes:.1f} MB in fp16), good enough to show what an attack and a defense do.
 `StableDiffusionPipeline.from_pretrained` loads this folder.
 
-| part | parameters | trained on | loss at the end |
-|---|---|---|---|
-| VAE: 64x64x3 to 16x16x4 and back | {vae_parameters} | {vae_images} images | {vae_loss:.4f} |
-| UNet, 16x16 latents, epsilon prediction | {unet_parameters} | {unet_images} latents | {unet_loss:.4f} |
-| text encoder (CLIP, 2 layers), a vocabulary of the captions' words | {text_parameters} | with the UNet | |
-| `classifier/`: attributes | {classifier_parameters} | {classifier_images} images | {classifier_loss:.4f} |
-| `lord/`: the LoRD of `lordfast demo` | {lord_parameters} | {lord_images} images, attacked | {lord_loss:.4f} |
+| part | parameters | trained on | loss at the end | minutes |
+|---|---|---|---|---|
+| VAE: 64x64x3 to 16x16x4 and back | {vae_parameters} | {vae_images} images | {vae_loss:.4f} | {vae_minutes:.0f} |
+| UNet, 16x16 latents, epsilon prediction | {unet_parameters} | {unet_images} latents | {unet_loss:.4f} | {unet_minutes:.0f} |
+| text encoder (CLIP, 2 layers), a vocabulary of the captions' words | {text_parameters} | with the UNet | | |
+| `classifier/`: attributes | {classifier_parameters} | {classifier_images} images | {classifier_loss:.4f} | {classifier_minutes:.0f} |
+| `lord/`: the LoRD of `lordfast demo` | {lord_parameters} | {lord_images} images, attacked | {lord_loss:.4f} | {lord_minutes:.0f} |
 
 Made from nothing by `{command}`
-on {processes}, {machine}, in {minutes:.0f} minutes of training: {faces} drawn faces and {landscapes} landscapes, each
-of another person or place, half of them mirrored.
+on {machine}, {processes}, from {faces} drawn faces and {landscapes} landscapes, each of another person or place and
+half of them mirrored. Minutes are wall time, on a machine that did other work as well.
 
 ## Captions
 
@@ -100,7 +100,7 @@ def write_card(path: Path, config: Any, summary: dict[str, Any]) -> None:
         command=f"{f'torchrun --nproc-per-node {world}' if world > 1 else 'python'} -m lordfast.demo.pretrain",
         processes=f"{world} process{'es' if world > 1 else ''}",
         machine=summary["machine"],
-        minutes=sum(summary[name]["seconds"] for name in stages) / 60,
+        **{f"{name}_minutes": summary[name]["seconds"] / 60 for name in stages},
         faces=f"{config.faces:,}",
         landscapes=f"{config.landscapes:,}",
         words="; ".join(f"{name}: {', '.join(values)}" for name, values in words.items()) + ".",

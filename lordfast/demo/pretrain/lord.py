@@ -24,7 +24,7 @@ def train_lord(model: Path, out: Path, steps: int, pictures: int, common: dict[s
     """
     data = out.with_name(f"{out.name}-pictures")
     on_main(accelerator, lambda: None if data.exists() else _write(data, pictures, common["seed"]))
-    scale = recipes.SHIPPED._replace(others=pictures, stage1_steps=steps)
+    scale = recipes.FULL._replace(others=pictures, stage1_steps=steps)
     config = recipes.stage1(out, data, scale, {**common, "cache_dir": out.with_name("cache")}, model=str(model))
     result = run_stage1(config)
     on_main(accelerator, lambda: _ship(out, model / "lord"))
