@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lordfast.files import write_atomic
 
@@ -16,11 +17,7 @@ and tests: small enough to ship ({megabytes:.1f} MB in fp16), good enough to sho
 
 | part | parameters | trained on | loss at the end | minutes |
 |---|---|---|---|---|
-| VAE: 64x64x3 to 16x16x4 and back | {vae_parameters} | {vae_images} images | {vae_loss:.4f} | {vae_minutes:.0f} |
-| UNet, 16x16 latents, epsilon prediction | {unet_parameters} | {unet_images} latents | {unet_loss:.4f} | {unet_minutes:.0f} |
-| text encoder (CLIP, 2 layers), a vocabulary of the captions' words | {text_parameters} | with the UNet | | |
-| `classifier/`: attributes | {classifier_parameters} | {classifier_images} images | {classifier_loss:.4f} | {classifier_minutes:.0f} |
-| `lord/`: the LoRD of `lordfast demo` | {lord_parameters} | {lord_images} images, attacked | {lord_loss:.4f} | {lord_minutes:.0f} |
+{parts}
 
 Made from nothing by `{command}`
 on {machine}, {processes}, from {faces} drawn faces and {landscapes} landscapes, each of another person or place and
@@ -55,6 +52,21 @@ model it was trained beside, and shares its data. What is measured on this model
 """
 
 
+class _Part(NamedTuple):
+    title: str
+    file: str
+    stage: str | None
+
+
+_PARTS = (
+    _Part("VAE: 64x64x3 to 16x16x4 and back", "vae/diffusion_pytorch_model.safetensors", "vae"),
+    _Part("UNet, 16x16 latents, epsilon prediction", "unet/diffusion_pytorch_model.safetensors", "unet"),
+    _Part("text encoder, a CLIP of 2 layers that knows the captions' words", "text_encoder/model.safetensors", None),
+    _Part("`classifier/`: attributes of a picture, for metrics", "classifier/model.safetensors", "classifier"),
+    _Part("`lord/`: the LoRD that `lordfast demo` uses", "lord/lord.safetensors", "lord"),
+)
+
+
 def write_card(path: Path, config: Any, summary: dict[str, Any]) -> None:
     """Write README.md of the model from the summary of all stages."""
     from safetensors import safe_open
@@ -64,15 +76,30 @@ def write_card(path: Path, config: Any, summary: dict[str, Any]) -> None:
 
     def parameters(file: str) -> str:
         with safe_open(path.parent / file, "pt") as weights:
-            return f"{sum(_size(weights.get_slice(key).get_shape()) for key in weights.keys()):,}"  # noqa: SIM118
+            return f"{sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()):,}"  # noqa: SIM118
+
+    world = summary["processes"]
+    count = {
+        "vae": f"{config.vae_steps * config.vae_batch_size * world:,} images",
+        "unet": f"{config.unet_steps * config.unet_batch_size * world:,} latents",
+        "classifier": f"{config.classifier_steps * config.classifier_batch_size * world:,} images",
+        "lord": f"{config.lord_pictures:,} images and their attacked twins",
+    }
+
+    def row(part: _Part) -> str:
+        head = f"| {part.title} | {parameters(part.file)} |"
+        if part.stage is None:
+            return f"{head} with the UNet | | |"
+        done = summary[part.stage]
+        return f"{head} {count[part.stage]} | {done['loss']:.4f} | {done['seconds'] / 60:.0f} |"
 
     quality = summary["quality"]
     accuracy = summary["classifier"]["accuracy"]
     rows = [
-        f"| {name.replace('_', ' ')} | {row['agreement']:.1%} | {row['low']:.1%} to {row['high']:.1%} | "
-        f"{row['chance']:.1%} | {accuracy[name]:.1%} |"
+        f"| {name.replace('_', ' ')} | {seen['agreement']:.1%} | {seen['low']:.1%} to {seen['high']:.1%} | "
+        f"{seen['chance']:.1%} | {accuracy[name]:.1%} |"
         for kind in quality["agreement"].values()
-        for name, row in kind.items()
+        for name, seen in kind.items()
         if name != "kind"
     ]
     words = {
@@ -83,24 +110,12 @@ def write_card(path: Path, config: Any, summary: dict[str, Any]) -> None:
         "SEASON": SEASONS,
         "TIME": TIMES,
     }
-    stages = ("vae", "unet", "classifier", "lord")
-    world = summary["processes"]
     text = _CARD.format(
         megabytes=quality["bytes"] / 1e6,
-        vae_parameters=parameters("vae/diffusion_pytorch_model.safetensors"),
-        unet_parameters=parameters("unet/diffusion_pytorch_model.safetensors"),
-        text_parameters=parameters("text_encoder/model.safetensors"),
-        classifier_parameters=parameters("classifier/model.safetensors"),
-        lord_parameters=parameters("lord/lord.safetensors"),
-        vae_images=f"{config.vae_steps * config.vae_batch_size * world:,}",
-        unet_images=f"{config.unet_steps * config.unet_batch_size * world:,}",
-        classifier_images=f"{config.classifier_steps * config.classifier_batch_size * world:,}",
-        lord_images=f"{config.lord_pictures:,}",
-        **{f"{name}_loss": summary[name]["loss"] for name in stages},
+        parts="\n".join(map(row, _PARTS)),
         command=f"{f'torchrun --nproc-per-node {world}' if world > 1 else 'python'} -m lordfast.demo.pretrain",
         processes=f"{world} process{'es' if world > 1 else ''}",
         machine=summary["machine"],
-        **{f"{name}_minutes": summary[name]["seconds"] / 60 for name in stages},
         faces=f"{config.faces:,}",
         landscapes=f"{config.landscapes:,}",
         words="; ".join(f"{name}: {', '.join(values)}" for name, values in words.items()) + ".",
@@ -111,10 +126,3 @@ def write_card(path: Path, config: Any, summary: dict[str, Any]) -> None:
         rows="\n".join(rows),
     )
     write_atomic(path, text.encode())
-
-
-def _size(shape: list[int]) -> int:
-    result = 1
-    for side in shape:
-        result *= side
-    return result
