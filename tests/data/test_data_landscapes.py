@@ -43,7 +43,7 @@ def photos(**changes: Any) -> np.ndarray:
 
 
 def exposed_like(images: np.ndarray, others: np.ndarray, rows: slice) -> np.ndarray:
-    """`images` as bright as `others` in `rows`: the exposure is drawn last, after whatever a change in the scene draws."""
+    """`images` as bright as `others` in `rows`: the exposure is drawn last, after what a changed scene draws."""
     ratio = others[:, rows].mean(axis=(1, 2, 3)) / images[:, rows].mean(axis=(1, 2, 3))
     return images * ratio[:, None, None, None]
 
