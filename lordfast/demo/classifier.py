@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lordfast.data.faces import BACKGROUNDS, EXPRESSIONS, HAIR_COLORS, HAIR_STYLES, SKINS
@@ -131,7 +131,7 @@ class AttributeClassifier(nn.Module):
         config = {"channels": self.channels, "num_features": self.num_features, "heads": HEADS}
         write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
         weights = {name: value.detach().half().cpu().contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
+        write_atomic(folder / "model.safetensors", save(weights))
 
 
 def load_classifier(folder: str | Path | None = None) -> AttributeClassifier:

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from lordfast.data import FaceIdentity, draw_face, draw_identity, face_caption, make_faces
-from lordfast.data.faces import CLOTH_COLORS, EXPRESSIONS, EYE_COLORS, HAIR_COLORS, HAIR_STYLES, SKIN_TONES
+from lordfast.data.faces import (
+    BACKGROUNDS,
+    CLOTH_COLORS,
+    EXPRESSIONS,
+    EYE_COLORS,
+    HAIR_COLORS,
+    HAIR_STYLES,
+    SKIN_TONES,
+    SKINS,
+)
 
 # A plain person of middling proportions, so that a test changes one thing at a time.
 PLAIN = FaceIdentity(
@@ -37,7 +46,8 @@ SEEDS = range(8)
 GRAMMAR = re.compile(
     r"a photo of a (?:(smiling|surprised) )?person"
     r"(?: with (bald head|(?:short|long|curly|bob) (?:black|brown|blond|red|gray|blue) hair)"
-    r"( and glasses)?( and beard)?( and hat)?)?"
+    r"(?: and (light|medium|tan|dark) skin)?( and glasses)?( and beard)?( and hat)?"
+    r"(?: on a (white|green|pink|orange|teal|purple) background)?)?"
 )
 
 
@@ -71,8 +81,14 @@ def test_identity_follows_the_distribution() -> None:
         assert sum(counts) == 1500
         assert min(counts) > 0.7 * 1500 / len(values)
     tones = np.array([person.skin_tone for person in people])
-    assert 0 <= tones.min() < 0.1
-    assert 4.9 < tones.max() <= len(SKIN_TONES) - 1
+    # A tenth of each skin's range is kept free at either end, so that no tone lies between two names.
+    within = tones / 5 * 4 % 1
+    assert 0.1 <= within.min() < 0.11
+    assert 0.89 < within.max() <= 0.9
+    counts = np.bincount((tones / 5 * 4).astype(int), minlength=4)
+    assert len(counts) == len(SKINS)
+    assert counts.min() > 0.7 * 1500 / 4
+    assert tones.max() <= len(SKIN_TONES) - 1
 
 
 def test_one_identity_gives_different_photos_of_the_same_person() -> None:
@@ -80,8 +96,9 @@ def test_one_identity_gives_different_photos_of_the_same_person() -> None:
     for index in range(1, 6):
         assert np.abs(images[index] - images[0]).mean() > 10
     shown = [draw_face(PLAIN, np.random.default_rng(seed))[1] for seed in range(20)]
-    assert len({replace(attributes, expression="neutral") for attributes in shown}) == 1
+    assert len({replace(attributes, expression="neutral", background="white") for attributes in shown}) == 1
     assert {attributes.expression for attributes in shown} == set(EXPRESSIONS)
+    assert len({attributes.background for attributes in shown}) > 3
 
 
 def test_same_generator_same_picture() -> None:
@@ -191,6 +208,66 @@ def test_shirt_shows_at_the_bottom() -> None:
         np.testing.assert_allclose(rows.mean(axis=(0, 1, 2)), color, atol=0.13)
 
 
+@pytest.mark.parametrize("size", [32, 128])
+def test_another_size_is_the_same_picture(size: int) -> None:
+    for seed in SEEDS:
+        person = draw_identity(np.random.default_rng(seed))
+        small, shown = draw_face(person, np.random.default_rng(seed))
+        other, shown_there = draw_face(person, np.random.default_rng(seed), size=size)
+        assert other.shape == (size, size, 3)
+        assert shown == shown_there
+        coarse, fine = sorted((small, other), key=len)
+        halved = fine.reshape(len(coarse), 2, len(coarse), 2, 3).mean(axis=(1, 3))
+        # Grain has a deviation of 0.006 in one and half of that in the other; edges are sharper in the larger one.
+        assert np.median(np.abs(halved - coarse)) < 0.007
+        assert np.abs(halved - coarse).mean() < 0.02
+
+
+@pytest.mark.parametrize("size", [15, 0, -64])
+def test_sizes_at_which_faces_vanish(size: int) -> None:
+    with pytest.raises(ValueError, match=rf"size: expected at least 16 pixels, got {size}"):
+        draw_face(PLAIN, np.random.default_rng(0), size=size)
+
+
+def test_backgrounds_have_the_colours_of_their_names() -> None:
+    walls: dict[str, list[np.ndarray]] = {name: [] for name in BACKGROUNDS}
+    for seed in range(150):
+        image, shown = draw_face(replace(PLAIN, hair_style="bald"), np.random.default_rng(seed))
+        # The corners beside a bald head are all wall.
+        corners = np.concatenate([image[2:24, 2:12], image[2:24, -12:-2]], axis=1).mean(axis=(0, 1))
+        walls[shown.background].append(corners)
+    for name, found in walls.items():
+        assert len(found) > 10
+        # The slope takes 9 % of the light on average, and up to 30 % of one photo's, which is still nearest in hue to
+        # its own name.
+        np.testing.assert_allclose(np.mean(found, axis=0), np.array(BACKGROUNDS[name]) * 0.91, atol=0.08)
+        for wall in found:
+            distances = {
+                other: np.linalg.norm(wall - wall.mean() - color + np.mean(color))
+                for other, color in ((key, np.array(value)) for key, value in BACKGROUNDS.items())
+            }
+            assert min(distances, key=lambda key: distances[key]) == name
+
+
+def test_skins_have_their_names_and_colours() -> None:
+    brightness = []
+    for index, skin in enumerate(SKINS):
+        for part in (0.1, 0.5, 0.9):
+            tone = (index + part) * 5 / 4
+            cheeks = []
+            for seed in SEEDS:
+                image, shown = draw_face(replace(PLAIN, skin_tone=tone), np.random.default_rng(seed), "neutral")
+                assert shown.skin == skin
+                cheeks.append(image[30:40, 28:36].mean(axis=(0, 1)))
+            brightness.append(np.mean(cheeks))
+            lower = SKIN_TONES[int(tone)]
+            upper = SKIN_TONES[min(int(tone) + 1, len(SKIN_TONES) - 1)]
+            expected = lower + (upper - lower) * (tone - int(tone))
+            # In the middle of the face: the nose and the shade darken it.
+            np.testing.assert_allclose(np.mean(cheeks, axis=0), expected, atol=0.12)
+    assert (np.diff(brightness) < 0).all()
+
+
 def test_unknown_expression() -> None:
     with pytest.raises(ValueError, match=r"expression: expected one of neutral, smiling, surprised, got 'angry'"):
         draw_face(PLAIN, np.random.default_rng(0), "angry")
@@ -207,25 +284,36 @@ def test_full_captions_name_what_shows() -> None:
         caption = face_caption(attributes)
         match = GRAMMAR.fullmatch(caption)
         assert match is not None, caption
-        expression, hair, glasses, beard, hat = match.groups()
+        expression, hair, skin, glasses, beard, hat, background = match.groups()
+        assert (skin, background) == (attributes.skin, attributes.background)
         assert (expression or "neutral") == attributes.expression
         bald = attributes.hair_style == "bald"
         assert hair == ("bald head" if bald else f"{attributes.hair_style} {attributes.hair_color} hair")
         assert [bool(glasses), bool(beard), bool(hat)] == [attributes.glasses, attributes.beard, attributes.hat]
         seen |= set(caption.split())
-    assert {*HAIR_COLORS, *HAIR_STYLES, "smiling", "surprised", "glasses", "beard", "hat"} <= seen
+    assert {*HAIR_COLORS, *HAIR_STYLES, *SKINS, *BACKGROUNDS} <= seen
+    assert {"smiling", "surprised", "glasses", "beard", "hat"} <= seen
 
 
 def test_vague_captions_in_their_shares() -> None:
     _, attributes = draw_face(replace(PLAIN, glasses=True), np.random.default_rng(0), "smiling")
     rng = np.random.default_rng(0)
-    captions = [face_caption(attributes, rng) for _ in range(2000)]
-    full = "a photo of a smiling person with short brown hair and glasses"
-    shares = {text: captions.count(text) / 2000 for text in set(captions)}
-    assert shares == pytest.approx(
-        {"a photo of a person": 0.3, "a photo of a smiling person": 0.15, full: 0.55}, abs=0.04
-    )
-    assert full == face_caption(attributes)
+    captions = [face_caption(attributes, rng) for _ in range(3000)]
+    hair = "a photo of a smiling person with short brown hair"
+    skin, place = f" and {attributes.skin} skin", f" on a {attributes.background} background"
+    shares = {text: captions.count(text) / 3000 for text in set(captions)}
+    # Of the 75 % with details, skin and background are left out in 30 % each, independently.
+    expected = {
+        "a photo of a person": 0.15,
+        "a photo of a smiling person": 0.1,
+        f"{hair}{skin} and glasses{place}": 0.75 * 0.49,
+        f"{hair} and glasses{place}": 0.75 * 0.21,
+        f"{hair}{skin} and glasses": 0.75 * 0.21,
+        f"{hair} and glasses": 0.75 * 0.09,
+    }
+    # Three standard deviations of a share among 3000 are below 0.028.
+    assert shares == pytest.approx(expected, abs=0.028)
+    assert face_caption(attributes) == f"{hair}{skin} and glasses{place}"
 
 
 def test_rare_token_stands_before_person() -> None:

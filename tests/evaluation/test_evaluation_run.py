@@ -185,7 +185,7 @@ def test_the_seed_decides_the_subsets(photos: Path, faces: Path, tmp_path: Path)
     assert run("a", 1) == run("b", 1)
     one, other = run("c", 2), run("d", 1)
     assert one["distribution"]["kernel_distance"] != other["distribution"]["kernel_distance"]
-    assert one["distribution"]["frechet_distance_low"] != other["distribution"]["frechet_distance_low"]
+    assert one["distribution"]["frechet_distance_high"] != other["distribution"]["frechet_distance_high"]
     assert one["frequency"]["generated"]["share_low"] != other["frequency"]["generated"]["share_low"]
 
 

@@ -66,6 +66,8 @@ class Toy:
         objective: ToyObjective | None = None,
         batches: Any = None,
         on_step: Callable[[int, bool], None] | None = None,
+        after_update: Callable[[], None] | None = None,
+        extras: dict[str, Any] | None = None,
         **settings: Any,
     ) -> tuple[ToyObjective, Any, dict[str, Any]]:
         defaults = {"steps": 6, "batch_size": 4, "lr": 1e-2, "tensorboard": False, "device": "cpu"}
@@ -73,7 +75,17 @@ class Toy:
         objective, batches = objective or ToyObjective(), batches or ToyBatches()
         accelerator = make_accelerator(config.dtype, torch.device("cpu"))
         opened = RunFolder.open(config, "toy") if folder is not None else None
-        return objective, batches, train(objective, batches, config, accelerator, run=opened, on_step=on_step)
+        result = train(
+            objective,
+            batches,
+            config,
+            accelerator,
+            run=opened,
+            on_step=on_step,
+            after_update=after_update,
+            extras=extras or {},
+        )
+        return objective, batches, result
 
 
 @pytest.fixture
