@@ -325,8 +325,8 @@ def _lambda(detection: dict[str, Any], auroc: Measured, seeds: Sequence[int]) ->
         "clean images and open for attacked ones. Over all layers and timesteps, an attacked image has the larger λ "
         f"than a clean one in a share of {written_auroc(auroc)} of all pairs (AUROC, {over}; 0.5 is chance); the means "
         f"are {detection['lambda_clean']:.3f} on clean and {detection['lambda_attacked']:.3f} on attacked "
-        f"images{of_first}. Rows of the maps are attention layers from the model's input to its output, each the mean of "
-        "its projections."
+        f"images{of_first}. Rows of the maps are attention layers from the model's input to its output, each the mean "
+        "of its projections."
     )
     return [Paragraph(text), *_first("Maps, curves and layers are", seeds)]
 
