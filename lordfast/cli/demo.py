@@ -27,12 +27,10 @@ def _show(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     from lordfast.demo.methods import METHODS, method_title
-    from lordfast.demo.report import METRICS
+    from lordfast.demo.report import METRICS, evidence, spread
     from lordfast.report import Measured
 
-    seeds = len(summary["seeds"])
-    over = f"mean over {seeds} seeds" if seeds > 1 else "of one seed"
-    table = Table(title="What each method draws, against fresh clean pictures", caption=f"{over}; 95 % interval below")
+    table = Table(title="What each method draws, against fresh clean pictures", caption=spread(summary["seeds"]))
     table.add_column("trained as")
     for metric in METRICS:
         arrow = {"higher": " ↑", "lower": " ↓", None: ""}[metric.better]
@@ -46,8 +44,8 @@ def _show(summary: dict[str, Any]) -> None:
     console.print(f"AUROC of lambda, attacked against clean (0.5 is chance): {_written(auroc).replace(chr(10), ', ')}")
     if summary["quick"]:
         console.print("With so few images and steps, differences are noise: run it without --quick.")
-    elif seeds == 1:
-        console.print("One person and one seed are no evidence: --seeds 5 repeats it.")
+    elif (warning := evidence(summary)) is not None:
+        console.print(f"{warning} --seeds 5 draws that many.")
 
 
 def _written(measured: Measured | None) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from lordfast.data import list_images, load_image
 from lordfast.demo.gate_charts import lambda_blocks
+from lordfast.demo.loss_charts import loss_blocks
 from lordfast.demo.methods import METHODS, method_title
 from lordfast.demo.picture import AMPLIFIED, amplified
 from lordfast.demo.verdict import Metric, contrast, headline
@@ -24,7 +24,6 @@ from lordfast.report import (
     Details,
     Facts,
     Gallery,
-    Line,
     Measured,
     Note,
     Page,
@@ -36,7 +35,6 @@ from lordfast.report import (
     Tile,
     Tiles,
     interval_chart,
-    line_chart,
 )
 
 METRICS = [
@@ -44,7 +42,7 @@ METRICS = [
         "Identity agreement",
         "identity_agreement",
         "higher",
-        "The share of what the person or place keeps from picture to picture (hair, skin, glasses; season, time, "
+        "The share of what stays the same from picture to picture (hair, skin, glasses; of a landscape season, time, "
         "mountains) that a small classifier finds in the generated pictures.",
     ),
     Metric(
@@ -75,7 +73,7 @@ METRICS = [
 def demo_page(out: Path, summary: dict[str, Any] | None = None) -> Page:
     """The page of the demo run in `out`; its summary.json is read unless `summary` is given.
 
-    Pictures, curves and lambda are of the first seed where there are several.
+    Where there are several seeds, pictures, curves and lambda's maps are of the first, and the page says so.
 
     Raises:
         OSError: a file of the run is missing.
@@ -89,14 +87,17 @@ def demo_page(out: Path, summary: dict[str, Any] | None = None) -> Page:
     assert auroc is not None
     return Page(
         title="Can LoRD undo an attack on training images?",
-        kicker=f"lordfast demo{' --quick' if found['quick'] else ''} · {_seeds(seeds)}",
-        top=[*_story(found, story), _answers(measured, auroc, story["detection"]), *_caveats(found)],
+        kicker=f"lordfast demo{_flags(found)} · {_seeds(seeds)}",
+        top=[*_story(found, story), _answers(measured, auroc, _counted(found)), *_caveats(found)],
         sections=[
-            Section("The images", _images(run, story["damage"])),
-            Section("What each method draws", _generated(run, story["prompt"])),
+            Section("The images", [*_first("The pictures are", seeds), *_images(run, story["damage"])]),
+            Section("What each method draws", [*_first("The pictures are", seeds), *_generated(run, story["prompt"])]),
             Section("Metrics", _metrics(measured, found)),
-            Section("Loss", _losses(out, run)),
-            Section("Lambda: does the gate notice the attack?", _lambda(story["detection"], auroc)),
+            Section("Loss", [*_first("The curves of Stage 2 are", seeds), *loss_blocks(out, run)]),
+            Section(
+                "Lambda: does the gate notice the attack?",
+                [*_lambda(story["detection"], auroc, seeds), *lambda_blocks(story["detection"])],
+            ),
             Section("Settings, versions, time", _settings(out, run, found)),
         ],
         foot="Written by lordfast. This file holds everything it shows and loads nothing.",
@@ -111,24 +112,59 @@ def _yaml(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def _flags(found: dict[str, Any]) -> str:
+    return "".join(f" --{name}" for name in ("quick", "landscape") if found[name])
+
+
 def _seeds(seeds: Sequence[int]) -> str:
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
 
 
+def _first(what: str, seeds: Sequence[int]) -> list[Block]:
+    """What to say where only the first of several seeds is shown."""
+    return [Paragraph(f"{what} those of seed {seeds[0]}, the first of {len(seeds)}.")] if len(seeds) > 1 else []
+
+
+def spread(seeds: Sequence[int]) -> str:
+    """What the metrics are, and what their intervals are over."""
+    if len(seeds) == 1:
+        return f"of {_seeds(seeds)}, with 95 % intervals over its images"
+    return f"means over {len(seeds)} seeds, with 95 % intervals over seeds"
+
+
+def evidence(found: dict[str, Any]) -> str | None:
+    """Why the numbers of a demo's summary prove little; None if its seeds and subjects are several."""
+    subject = "place" if found["landscape"] else "person"
+    if len(found["seeds"]) == 1:
+        return f"One {subject} and one seed are no evidence: another draw may turn any of this around."
+    if found["identity"] is not None:
+        return f"All seeds show the same {subject}: another one may turn any of this around."
+    return None
+
+
 def _story(found: dict[str, Any], story: dict[str, Any]) -> list[Block]:
-    attack, subject = story["attack"], "place" if found["landscape"] else "person"
-    who = f"one {subject}" if len(found["seeds"]) == 1 else f"each of {len(found['seeds'])} {subject}s"
+    attack, seeds = story["attack"], len(found["seeds"])
+    one, several = ("place", "places") if found["landscape"] else ("person", "people")
+    if seeds == 1:
+        who = f"one {one}"
+    else:
+        who = f"each of {seeds} {several}" if found["identity"] is None else f"one {one}, drawn anew for {seeds} seeds,"
     return [
         Paragraph(
             f"{attack['images']} pictures of {who} were perturbed by at most {attack['eps_grey_levels']:g} of 255 "
             "grey levels, so that a LoRA trained on them learns the wrong thing. LoRAs were then trained on the clean "
             "and on the perturbed pictures, each alone and on top of LoRD: an adapter that was trained beforehand, on "
-            "other pictures, to see such attacks and to answer them."
+            f"other pictures, to see such attacks and to answer them. This LoRD was {found['lord']}."
         )
     ]
 
 
-def _answers(measured: dict[str, dict[str, Measured | None]], auroc: Measured, detection: dict[str, Any]) -> Tiles:
+def _counted(found: dict[str, Any]) -> str:
+    clean, attacked = (sum(s["detection"][kind] for s in found["stories"].values()) for kind in ("clean", "attacked"))
+    return f"{clean} clean and {attacked} attacked images{'' if len(found['seeds']) == 1 else ' of all seeds'}."
+
+
+def _answers(measured: dict[str, dict[str, Measured | None]], auroc: Measured, counted: str) -> Tiles:
     def ask(question: str, one: str, other: str, words: tuple[str, str], names: tuple[str, str]) -> Tile:
         return contrast(question, METRICS, measured[one], measured[other], words, names)
 
@@ -159,10 +195,7 @@ def _answers(measured: dict[str, dict[str, Measured | None]], auroc: Measured, d
             Tile(
                 "Does λ tell attacked images from clean ones?",
                 "No clear difference" if inside else f"AUROC {written_auroc(auroc)}",
-                [
-                    "0.5 is chance, 1 is always.",
-                    f"{detection['clean']} clean and {detection['attacked']} attacked images.",
-                ],
+                ["0.5 is chance, 1 is always.", counted],
             ),
         ]
     )
@@ -176,8 +209,7 @@ def written_auroc(auroc: Measured) -> str:
 
 def _caveats(found: dict[str, Any]) -> list[Block]:
     said = [headline(METRICS, found["methods"]["attacked-lord"], found["methods"]["attacked-lora"])]
-    if len(found["seeds"]) == 1:
-        said.append("One identity and one seed are no evidence: another draw may turn any of this around.")
+    said += filter(None, [evidence(found)])
     if found["quick"]:
         said.append("This was a quick run, of few images and few steps: it shows that everything works, not how well.")
     return [Note(" ".join(said))]
@@ -230,24 +262,40 @@ def _generated(run: Path, prompt: str) -> list[Block]:
     return [Paragraph(text), Gallery(rows, across=across)]
 
 
-def metric_table(measured: dict[str, dict[str, Measured | None]], metrics: Sequence[Metric]) -> Table:
+def metric_table(
+    measured: dict[str, dict[str, Measured | None]], metrics: Sequence[Metric], seeds: Sequence[int]
+) -> Table:
     """Methods as rows, a column per metric."""
     columns = [Column(metric.title, metric.better, metric.explanation) for metric in metrics]
     rows = [(method_title(name), [values[metric.key] for metric in metrics]) for name, values in measured.items()]
-    return Table("trained as", columns, rows, "Generated pictures against the clean ones")
+    return Table("trained as", columns, rows, f"Generated pictures against clean ones: {spread(seeds)}")
+
+
+def _each_seed(found: dict[str, Any], metrics: Sequence[Metric]) -> Details:
+    columns = [Column(metric.title, metric.better) for metric in metrics]
+    rows = [
+        (f"{method_title(name)}, seed {seed}", [metric.read(story["methods"][name]) for metric in metrics])
+        for name in METHODS
+        for seed, story in found["stories"].items()
+    ]
+    caption = "Generated pictures against clean ones: each seed, with 95 % intervals over its images"
+    return Details(f"Each of the {len(found['seeds'])} seeds", [Table("trained as", columns, rows, caption)])
 
 
 def _metrics(measured: dict[str, dict[str, Measured | None]], found: dict[str, Any]) -> list[Block]:
+    seeds = found["seeds"]
     present = [metric for metric in METRICS if any(values[metric.key] for values in measured.values())]
-    blocks: list[Block] = [metric_table(measured, present)]
+    blocks: list[Block] = [metric_table(measured, present, seeds)]
     drawn = [
         metric
         for metric in present
         if any((values[metric.key] or Measured(0)).interval for values in measured.values())
     ]
-    charts = [_interval_chart(metric, measured) for metric in drawn]
+    charts = [_interval_chart(metric, measured, seeds) for metric in drawn]
     if charts:
         blocks.append(Charts(charts))
+    if len(seeds) > 1:
+        blocks.append(_each_seed(found, present))
     warnings = dict.fromkeys(text for story in found["stories"].values() for text in story["warnings"])
     if warnings:
         blocks.append(Details("Warnings of the measurement", [Paragraph(_sentence(text)) for text in warnings]))
@@ -258,88 +306,29 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
-def _interval_chart(metric: Metric, measured: dict[str, dict[str, Measured | None]]) -> Chart:
+def _interval_chart(metric: Metric, measured: dict[str, dict[str, Measured | None]], seeds: Sequence[int]) -> Chart:
     rows = [
         (method_title(name), found) for name, values in measured.items() if (found := values[metric.key]) is not None
     ]
     label = metric.title + (f" ({metric.better} is better)" if metric.better else "")
     says = "; ".join(f"{name} {found.value:.4g}" for name, found in rows)
-    return Chart(metric.title, interval_chart(rows, x_label=label), f"{metric.title}: {says}.")
+    caption = _sentence(spread(seeds))
+    return Chart(metric.title, interval_chart(rows, x_label=label), f"{metric.title}: {says}.", caption)
 
 
-def _rows(run: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
-
-
-def loss_window(steps: int) -> int:
-    """How many steps the bold curve averages over: about a tenth of all, an odd number."""
-    return max(1, steps // 10) // 2 * 2 + 1
-
-
-def _curve(rows: Sequence[dict[str, Any]], key: str, label: str) -> Line:
-    here = [row for row in rows if key in row]
-    return Line(label, [row["step"] for row in here], [row[key] for row in here])
-
-
-def _loss_chart(title: str, lines: Sequence[Line], caption: str = "", **options: Any) -> Chart:
-    lines = [line for line in lines if line.x]
-    window = loss_window(max(len(line.x) for line in lines))
-    svg = line_chart(lines, x_label="step", y_label="loss", window=window, **{"y_range": (0, None), **options})
-    ends = ", ".join(f"{line.label} ends at {line.y[-1]:.3g}" for line in lines)
-    return Chart(title, svg, f"Loss curves, {title}: {ends}.", f"{caption} Bold: mean over {window} steps.".strip())
-
-
-def _stage1_losses(stage1: list[dict[str, Any]]) -> list[Chart]:
-    charts = [
-        _loss_chart(
-            "Stage 1: denoising",
-            [_curve(stage1, "ldm_perturbed", "perturbed images"), _curve(stage1, "ldm_clean", "clean images")],
-            "Of LoRD, on other pictures.",
-        )
-    ]
-    detection = _curve(stage1, "detection", "detection")
-    if detection.x:
-        # The sum of two cross entropies, each ln 2 for a gate at one half.
-        chance = ("a gate that can't tell", 2 * float(np.log(2)))
-        charts.append(
-            _loss_chart(
-                "Stage 1: detection",
-                [detection],
-                "Of the gates, lower is better.",
-                reference=chance,
-                y_range=(0, 1.15 * max(chance[1], *detection.y)),
-            )
-        )
-    return charts
-
-
-def _losses(out: Path, run: Path) -> list[Block]:
-    charts = _stage1_losses(_rows(out / "stage1")) if (out / "stage1").exists() else []
-    for attacked in (False, True):
-        lines = [
-            _curve(_rows(run / "stage2" / name), "loss", "LoRD + LoRA" if method.with_lord else "LoRA")
-            for name, method in METHODS.items()
-            if method.attacked == attacked
-        ]
-        charts.append(_loss_chart(f"Stage 2: {'attacked' if attacked else 'clean'} images", lines))
-    text = (
-        "The loss of a diffusion model jumps with the noise level that a step draws; look at the bold curves. "
-        "A low loss on attacked images means that the attack was learnt, not that the pictures are good."
-    )
-    return [Paragraph(text), Charts(charts)]
-
-
-def _lambda(detection: dict[str, Any], auroc: Measured) -> list[Block]:
+def _lambda(detection: dict[str, Any], auroc: Measured, seeds: Sequence[int]) -> list[Block]:
+    one = len(seeds) == 1
+    over = "interval over images" if one else f"mean over {len(seeds)} seeds, interval over seeds"
+    of_first = "" if one else f" of seed {seeds[0]}"
     text = (
         "In every layer, λ between 0 and 1 decides how much of LoRD's second branch is added. It should stay shut for "
         "clean images and open for attacked ones. Over all layers and timesteps, an attacked image has the larger λ "
-        f"than a clean one in a share of {written_auroc(auroc)} of all pairs (AUROC; 0.5 is chance); the means are "
-        f"{detection['lambda_clean']:.3f} on clean and {detection['lambda_attacked']:.3f} on attacked images. "
-        "Rows of the maps are attention layers from the model's input to its output, each the mean of its projections."
+        f"than a clean one in a share of {written_auroc(auroc)} of all pairs (AUROC, {over}; 0.5 is chance); the means "
+        f"are {detection['lambda_clean']:.3f} on clean and {detection['lambda_attacked']:.3f} on attacked "
+        f"images{of_first}. Rows of the maps are attention layers from the model's input to its output, each the mean "
+        "of its projections."
     )
-    return [Paragraph(text), *lambda_blocks(detection)]
+    return [Paragraph(text), *_first("Maps, curves and layers are", seeds)]
 
 
 def _settings(out: Path, run: Path, found: dict[str, Any]) -> list[Block]:
@@ -357,6 +346,7 @@ def _settings(out: Path, run: Path, found: dict[str, Any]) -> list[Block]:
                 Paragraph(
                     "Each is a config.yaml in the run folder; lordfast COMMAND --config FILE --out DIR repeats it."
                 ),
+                *_first("Below a seed's folder, they are", found["seeds"]),
                 *(block for path in configs for block in _config(path, out)),
             ],
         ),
@@ -371,5 +361,7 @@ def _configs(out: Path, run: Path) -> Iterable[Path]:
     steps = [
         "attacked",
         *(f"{kind}/{name}" for name in METHODS for kind in ("stage2", "generated", "metrics")),
+        "metrics/attack",
+        "metrics/lambda",
     ]
     return [out / "config.yaml", out / "stage1" / "config.yaml", *(run / step / "config.yaml" for step in steps)]

@@ -140,6 +140,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     summary = {
         "quick": config.quick,
         "landscape": config.landscape,
+        "identity": config.identity,
         "lord": "trained here" if config.train_lord else "shipped with the model",
         "seeds": seeds,
         "methods": over_seeds([story["methods"] for story in stories.values()]),

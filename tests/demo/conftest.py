@@ -1,4 +1,4 @@
-"""A demo run small enough for a test, and a real browser to open pages in."""
+"""Demo runs small enough for a test, one of each layout, and a real browser to open pages in."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from lordfast.cli.main import main
-from lordfast.demo import story
+from lordfast.demo import recipes
 
-TINY = story._Scale(
+TINY = recipes.Scale(
     images=3,
     attack_steps=2,
     others=4,
@@ -23,21 +23,39 @@ TINY = story._Scale(
     stage2_steps=2,
     generated=2,
     sampler_steps=2,
+    reference=4,
 )
 
 
 @pytest.fixture(scope="session")
-def tiny() -> story._Scale:
-    return TINY
+def tiny() -> Iterator[recipes.Scale]:
+    """The scale of all quick runs from here on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "QUICK", TINY)
+        yield TINY
+
+
+def tell(folder: Path, *flags: str) -> Path:
+    assert main(["demo", "--quick", "--out", str(folder / "run"), "--device", "cpu", *flags]) == 0
+    return folder / "run"
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("demo") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(story, "QUICK", TINY)
-        assert main(["demo", "--quick", "--out", str(out), "--device", "cpu"]) == 0
-    return out
+def demo(tiny: recipes.Scale, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one person, on the LoRD that is shipped."""
+    return tell(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def seeds(tiny: recipes.Scale, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of the same person, on a LoRD that is trained there."""
+    return tell(tmp_path_factory.mktemp("seeds"), "--seeds", "2", "--identity", "5", "--train-lord")
+
+
+@pytest.fixture(scope="session")
+def landscape(tiny: recipes.Scale, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one place."""
+    return tell(tmp_path_factory.mktemp("landscape"), "--landscape")
 
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
