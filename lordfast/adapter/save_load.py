@@ -73,8 +73,8 @@ def load_lord(
 ) -> LordConfig:
     """Load what :func:`save_lord` wrote into a model, under, over or without LoRAs.
 
-    Everything is checked before the model is touched. The parameters are bit for bit the saved ones, fp32 whatever
-    dtype the model has.
+    Everything is checked before the model is touched. The parameters have the saved values, in fp32 whatever dtype
+    the file or the model has.
 
     Args:
         module: a pipeline with a ``unet`` or ``transformer``, or that module itself.
@@ -103,7 +103,7 @@ def load_lord(
             inject_adapter_in_model(config, model, adapter_name, low_cpu_mem_usage=True, state_dict=tensors)
         for name, layer in lord_layers(model).items():
             for short in PARAMETER_DICTS if adapter_name in layer.lord_config else ():
-                value = tensors[f"{name}.{short}"].to(layer.base_device())
+                value = tensors[f"{name}.{short}"].to(layer.base_device(), torch.float32)
                 getattr(layer, short)[adapter_name] = nn.Parameter(value, requires_grad=trainable)
     except BaseException:
         if any(adapter_name in layer.lord_config for layer in lord_layers(model).values()):

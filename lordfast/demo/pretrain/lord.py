@@ -6,9 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from safetensors.torch import save
+
+from lordfast.adapter.save_load import CONFIG_NAME, WEIGHTS_NAME
 from lordfast.data.procedural import ProceduralImage, make_faces, make_landscapes, write_folder
 from lordfast.defense.stage1 import run_stage1
 from lordfast.demo import recipes
+from lordfast.files import write_atomic
 from lordfast.training.processes import on_main
 from lordfast.training.seeds import derive_seed
 
@@ -44,6 +49,9 @@ def _write(folder: Path, n: int, seed: int) -> None:
 
 
 def _ship(run: Path, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for name in ("lord.safetensors", "lord_config.json"):
-        shutil.copy(run / name, folder / name)
+    """Copy the LoRD, in half precision as the rest of the model."""
+    with safe_open(run / WEIGHTS_NAME, "pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key).half() for key in file.keys()}  # noqa: SIM118 - no mapping
+    write_atomic(folder / WEIGHTS_NAME, save(tensors, metadata=metadata))
+    write_atomic(folder / CONFIG_NAME, (run / CONFIG_NAME).read_bytes())
