@@ -103,7 +103,7 @@ def load_lord(
             inject_adapter_in_model(config, model, adapter_name, low_cpu_mem_usage=True, state_dict=tensors)
         for name, layer in lord_layers(model).items():
             for short in PARAMETER_DICTS if adapter_name in layer.lord_config else ():
-                value = tensors[f"{name}.{short}"].to(layer.base_device(), torch.float32)
+                value = tensors[f"{name}.{short}"].to(layer.base_device()).float()
                 getattr(layer, short)[adapter_name] = nn.Parameter(value, requires_grad=trainable)
     except BaseException:
         if any(adapter_name in layer.lord_config for layer in lord_layers(model).values()):
