@@ -169,6 +169,8 @@ def _tell_one(
     _write_once(clean, lambda: subject.draw(scale.images, derive_seed(seed, "clean")))
     _write_once(reference, lambda: subject.draw(scale.reference, derive_seed(seed, "reference")))
     training = {**common, "cache_dir": config.out / "cache"}
+    # Picture i starts from seed + i: with 0, 1, 2 as seeds, stories would share nearly all of their noise.
+    noise = {**common, "seed": derive_seed(seed, "noise")}
     found: dict[str, Any] = {"prompt": prompt, "stage2": {}, "methods": {}, "warnings": []}
     attack = recipes.attack(attacked, clean, prompt, scale, training)
     found["attack"] = tell(f"{prefix}attack the pictures", lambda job: run_attack("pgd", job), attack)
@@ -178,7 +180,7 @@ def _tell_one(
         lora = out / "stage2" / name
         job = recipes.stage2(lora, data, prompt, under, scale, training)
         found["stage2"][name] = tell(f"{prefix}train {title}", run_stage2, job)
-        drawn = recipes.generation(out / "generated" / name, prompt, under, lora, scale, common)
+        drawn = recipes.generation(out / "generated" / name, prompt, under, lora, scale, noise)
         tell(f"{prefix}generate: {title}", run_generate, drawn)
         distance = recipes.distance(out / "metrics" / name, drawn.out, reference, common)
         measured = tell(f"{prefix}measure: {title}", run_evaluate, distance)

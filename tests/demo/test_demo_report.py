@@ -2,8 +2,10 @@
 
 import base64
 import copy
+import html
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ import yaml
 from PIL import Image
 
 from lordfast.data import list_images, load_image
-from lordfast.demo import story
 from lordfast.demo.gate_charts import attention_name
-from lordfast.demo.report import demo_page, loss_window, seed_runs
+from lordfast.demo.loss_charts import loss_window
+from lordfast.demo.methods import METHODS, method_title
+from lordfast.demo.report import METRICS, demo_page, evidence
 from lordfast.demo.verdict import Metric, contrast, headline
 from lordfast.report import (
     Charts,
@@ -25,6 +28,7 @@ from lordfast.report import (
     Measured,
     Note,
     Page,
+    Paragraph,
     Table,
     render_page,
     write_page,
@@ -56,7 +60,7 @@ def test_the_demo_leaves_its_page(demo: Path, page: Page) -> None:
 
 def test_the_pictures_are_the_runs(demo: Path, page: Page) -> None:
     (images,) = blocks(page, Gallery, 0)
-    clean, attacked = (list_images(demo / folder) for folder in ("data/clean", "attacked"))
+    clean, attacked = (list_images(demo / "seed-0" / folder) for folder in ("data/clean", "attacked"))
     assert len(images.rows) == len(clean)
     for row, before, after in zip(images.rows, clean, attacked, strict=True):
         one, other = load_image(before.path), load_image(after.path)
@@ -65,31 +69,33 @@ def test_the_pictures_are_the_runs(demo: Path, page: Page) -> None:
         expected = np.clip(128 + 8 * (other.astype(int) - one.astype(int)), 0, 255)
         assert (shown[2] == expected).all() and shown[2].dtype == np.uint8
     (drawn,) = blocks(page, Gallery, 1)
-    assert [row.title for row in drawn.rows] == [story.method_title(name) for name in story.METHODS]
-    for row, name in zip(drawn.rows, story.METHODS, strict=True):
-        for picture, record in zip(row.pictures, list_images(demo / "generated" / name), strict=True):
+    assert [row.title for row in drawn.rows] == [method_title(name) for name in METHODS]
+    for row, name in zip(drawn.rows, METHODS, strict=True):
+        for picture, record in zip(row.pictures, list_images(demo / "seed-0" / "generated" / name), strict=True):
             assert (picture.image == load_image(record.path)).all()
 
 
 def test_the_table_has_the_summarys_numbers(page: Page, summary: dict[str, Any]) -> None:
     (table,) = blocks(page, Table, 2)
-    assert [column.title for column in table.columns] == ["Fréchet distance", "Kernel distance"]
-    for (title, cells), name in zip(table.rows, story.METHODS, strict=True):
-        distance = summary["generated"][name]["distribution"]
-        assert title == story.method_title(name)
-        assert [cell.value for cell in cells] == [distance["frechet_distance"], distance["kernel_distance"]]
-        assert all(cell.interval is None for cell in cells)
-    assert not blocks(page, Charts, 2), "without intervals there is nothing to draw"
+    assert [column.title for column in table.columns] == [metric.title for metric in METRICS]
+    for (title, cells), name in zip(table.rows, METHODS, strict=True):
+        assert title == method_title(name)
+        assert cells == [Measured.read(summary["methods"][name][metric.key]) for metric in METRICS]
+    (charts,) = blocks(page, Charts, 2)
+    drawn = [m.title for m in METRICS if any(summary["methods"][name][m.key]["low"] is not None for name in METHODS)]
+    assert [chart.title for chart in charts.charts] == drawn
 
 
-def test_metrics_with_intervals_come_before_those_without_and_are_drawn(demo: Path, summary: dict[str, Any]) -> None:
+def test_only_metrics_with_intervals_are_drawn(demo: Path, summary: dict[str, Any]) -> None:
     changed = copy.deepcopy(summary)
-    for i, name in enumerate(story.METHODS):
-        changed["generated"][name]["frechet_distance"] = {"value": 10.0 * i, "low": 10.0 * i - 1, "high": 10.0 * i + 1}
-        del changed["generated"][name]["distribution"]["kernel_distance"]
+    for i, name in enumerate(METHODS):
+        changed["methods"][name] = {
+            "frechet_distance": {"value": 10.0 * i, "low": 10.0 * i - 1, "high": 10.0 * i + 1},
+            "high_frequencies": {"value": 1.0, "low": None, "high": None},
+        }
     page = demo_page(demo, changed)
     (table,) = blocks(page, Table, 2)
-    assert [column.title for column in table.columns] == ["Fréchet distance"]
+    assert [column.title for column in table.columns] == ["Fréchet distance", "High frequencies"]
     assert [cells[0] for _, cells in table.rows] == [Measured(10.0 * i, 10.0 * i - 1, 10.0 * i + 1) for i in range(4)]
     (charts,) = blocks(page, Charts, 2)
     assert [chart.title for chart in charts.charts] == ["Fréchet distance"]
@@ -98,17 +104,33 @@ def test_metrics_with_intervals_come_before_those_without_and_are_drawn(demo: Pa
     assert answers == ["Yes", "No, it did harm", "Yes"]
 
 
-def test_every_run_has_its_curve(page: Page, demo: Path) -> None:
-    (charts,) = blocks(page, Charts, 3)
-    titles = [chart.title for chart in charts.charts]
-    assert titles == ["Stage 1: denoising", "Stage 1: detection", "Stage 2: clean images", "Stage 2: attacked images"]
-    last = json.loads((demo / "stage2" / "attacked-lord" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert f"LoRD + LoRA ends at {last['loss']:.3g}" in charts.charts[3].alt
+@pytest.mark.parametrize("layout", ["demo", "seeds"])
+def test_intervals_say_what_they_are_over(layout: str, request: pytest.FixtureRequest) -> None:
+    page = demo_page(request.getfixturevalue(layout))
+    over = "over seeds" if layout == "seeds" else "of seed 0, with 95 % intervals over its images"
+    assert over in blocks(page, Table, 2)[0].caption
+    (charts,) = blocks(page, Charts, 2)
+    assert charts.charts and all(over.removeprefix("of ") in chart.caption for chart in charts.charts)
+    auroc = next(block.text for block in blocks(page, Paragraph, 4) if "AUROC" in block.text)
+    assert ("interval over seeds" if layout == "seeds" else "interval over images") in auroc
+
+
+def test_every_run_has_its_curve(page: Page, demo: Path, seeds: Path) -> None:
+    stage1, stage2 = ["Stage 1: denoising", "Stage 1: detection"], ["Stage 2: clean images", "Stage 2: attacked images"]
+    for out, found, expected in ((demo, page, stage2), (seeds, demo_page(seeds), [*stage1, *stage2])):
+        (charts,) = blocks(found, Charts, 3)
+        assert [chart.title for chart in charts.charts] == expected
+        for folder, chart, line in (
+            ("seed-0/stage2/attacked-lord", charts.charts[-1], ("loss", "LoRD + LoRA")),
+            *((("stage1", charts.charts[0], ("ldm_clean", "clean images")),) if found is not page else ()),
+        ):
+            last = json.loads((out / folder / "metrics.jsonl").read_text().splitlines()[-1])
+            assert f"{line[1]} ends at {last[line[0]]:.3g}" in chart.alt
 
 
 def test_lambda_is_shown_over_attention_layers_and_timesteps(page: Page, summary: dict[str, Any]) -> None:
     maps, curves = blocks(page, Charts, 4)
-    detection = summary["detection"]["detection"]
+    detection = summary["stories"]["0"]["detection"]
     first = detection["cells"][0]
     own = [c for c in detection["cells"] if attention_name(c["layer"]) == attention_name(first["layer"])]
     own = [c for c in own if c["timestep"] == first["timestep"]]
@@ -145,7 +167,7 @@ def test_curves_are_smoothed_over_a_tenth_of_their_steps() -> None:
     assert [loss_window(steps) for steps in (1, 9, 20, 30, 150, 199)] == [1, 1, 3, 3, 15, 19]
 
 
-METRICS = [
+INVENTED = [
     Metric("distance", "d", "lower", ""),
     Metric("agreement", "a", "higher", ""),
     Metric("energy", "e", None, ""),
@@ -170,14 +192,14 @@ def found(d: tuple[float, ...] | None = None, a: tuple[float, ...] | None = None
     ],
 )
 def test_an_answer_goes_no_further_than_the_intervals(one: Any, other: Any, value: str, tone: str) -> None:
-    tile = contrast("?", METRICS, one, other, ("Yes", "No"), ("one", "other"))
+    tile = contrast("?", INVENTED, one, other, ("Yes", "No"), ("one", "other"))
     assert (tile.value, tile.tone) == (value, tone)
     assert not any("energy" in line for line in tile.lines), "neither direction of it is better"
 
 
 def test_the_result_is_told_whichever_way_it_went() -> None:
     def told(lord: dict[str, float | dict[str, float]], plain: dict[str, float | dict[str, float]]) -> str:
-        return headline(METRICS, lord, plain)
+        return headline(INVENTED, lord, plain)
 
     def around(value: float) -> dict[str, float]:
         return {"value": value, "low": value - 1, "high": value + 1}
@@ -190,33 +212,76 @@ def test_the_result_is_told_whichever_way_it_went() -> None:
     bare = told({"d": 1.0, "a": 1.0}, {"d": 2.0, "a": 2.0})
     assert "ahead in 1 of 2 measures without an interval, which may be chance" in bare
     assert "Nothing was measured" in told({}, near)
-    # The distances' own entry counts where a method has no other.
-    assert "better in distance" in told({"distribution": near}, {"distribution": far})
 
 
-def test_one_seed_is_called_no_evidence(demo: Path, summary: dict[str, Any]) -> None:
+def test_one_seed_or_one_subject_is_called_no_evidence(demo: Path, summary: dict[str, Any]) -> None:
     def notes(found: dict[str, Any]) -> str:
         return " ".join(block.text for block in demo_page(demo, found).top if isinstance(block, Note))
 
-    assert "One identity and one seed are no evidence" in notes(summary) and "quick run" in notes(summary)
-    several = notes(summary | {"seeds": 3, "quick": False})
-    assert "no evidence" not in several and "quick" not in several
+    assert "One person and one seed are no evidence" in notes(summary) and "quick run" in notes(summary)
+    assert "One place and one seed are no evidence" in notes(summary | {"landscape": True})
+    told = summary["stories"]["0"]
+    both = summary | {"seeds": [0, 1], "stories": {"0": told, "1": told}, "quick": False}
+    assert "no evidence" not in notes(both) and "quick" not in notes(both)
+    assert "All seeds show the same person" in notes(both | {"identity": 5})
+    assert evidence(both) is None and "no evidence" in (evidence(summary) or "")
 
 
-def test_of_several_seeds_the_first_is_shown(demo: Path, tmp_path: Path, summary: dict[str, Any]) -> None:
-    out = tmp_path / "many"
-    out.mkdir()
-    for name in ("config.yaml", "environment.json"):
-        shutil.copy(demo / name, out)
-    for name in ("seed-10", "seed-2"):
-        shutil.copytree(demo, out / name, ignore=shutil.ignore_patterns("cache", "checkpoints", "perturbed"))
-    assert [run.name for run in seed_runs(out)] == ["seed-2", "seed-10"]
-    mark = np.zeros((64, 64, 3), np.uint8)
-    path = list_images(out / "seed-2" / "generated" / "clean-lora")[0].path
-    Image.fromarray(mark).save(path)
-    (drawn,) = blocks(demo_page(out, summary | {"seeds": 2}), Gallery, 1)
-    assert (drawn.rows[0].pictures[0].image == mark).all()
-    assert seed_runs(demo) == [demo]
+def text_of(page: Page) -> str:
+    """All that is read on a page, without markup."""
+    return html.unescape(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", render_page(page), flags=re.DOTALL))
+
+
+def test_a_page_speaks_of_its_subject(page: Page, seeds: Path, landscape: Path) -> None:
+    place = text_of(demo_page(landscape))
+    assert "pictures of one place were perturbed" in place and "a photo of a sks landscape" in place
+    assert not re.search(r"\b(persons?|people|faces?)\b", place) and "--landscape" in place
+    person = text_of(page)
+    assert "pictures of one person were perturbed" in person and "This LoRD was shipped with the model." in person
+    assert not re.search(r"\bplaces\b|one place", person)
+    several = text_of(demo_page(seeds))
+    assert "pictures of one person, drawn anew for 2 seeds, were perturbed" in several
+    assert "This LoRD was trained here." in several
+
+
+def test_of_several_people_each_is_counted(seeds: Path) -> None:
+    summary = json.loads((seeds / "summary.json").read_text())
+    assert "pictures of each of 2 people were" in text_of(demo_page(seeds, summary | {"identity": None}))
+    of_places = summary | {"identity": None, "landscape": True}
+    assert "pictures of each of 2 places were" in text_of(demo_page(seeds, of_places))
+
+
+def test_of_several_seeds_the_first_is_shown_and_the_page_says_so(page: Page, seeds: Path) -> None:
+    several = demo_page(seeds)
+    (drawn,) = blocks(several, Gallery, 1)
+    first = list_images(seeds / "seed-0" / "generated" / "clean-lora")[0]
+    assert (drawn.rows[0].pictures[0].image == load_image(first.path)).all()
+    for section in (0, 1, 3, 4, 5):
+        assert any("seed 0, the first of 2" in block.text for block in blocks(several, Paragraph, section)), section
+        assert not any("the first of" in block.text for block in blocks(page, Paragraph, section))
+
+
+def test_each_seeds_numbers_are_folded_away(page: Page, seeds: Path) -> None:
+    summary = json.loads((seeds / "summary.json").read_text())
+    several = demo_page(seeds, summary)
+    together, each = blocks(several, Table, 2)
+    (details,) = [block for block in blocks(several, Details, 2) if each in block.blocks]
+    assert details.summary == "Each of the 2 seeds" and "over its images" in each.caption
+    expected = [
+        (
+            f"{method_title(name)}, seed {seed}",
+            [Measured.read(told["methods"][name][metric.key]) for metric in METRICS],
+        )
+        for name in METHODS
+        for seed, told in summary["stories"].items()
+    ]
+    assert list(each.rows) == expected
+    assert [cells for _, cells in together.rows] == [
+        [Measured.read(summary["methods"][name][metric.key]) for metric in METRICS] for name in METHODS
+    ]
+    counted = sum(told["detection"]["attacked"] for told in summary["stories"].values())
+    assert f"and {counted} attacked images of all seeds." in several.top[1].tiles[3].lines[1]
+    assert len(blocks(page, Table, 2)) == 1
 
 
 # ---- in a browser ----
@@ -231,8 +296,9 @@ def hostile(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         values = yaml.safe_load(path.read_text())
         path.write_text(yaml.safe_dump(values | {"prompt": EVIL}))
     summary = json.loads((out / "summary.json").read_text())
-    for name in story.METHODS:
-        summary["generated"][name] |= {"frechet_distance": {"value": 1.0, "low": 0.5, "high": 1.5}, "warnings": [EVIL]}
+    for name in METHODS:
+        summary["methods"][name] |= {"frechet_distance": {"value": 1.0, "low": 0.5, "high": 1.5}}
+    summary["stories"]["0"] |= {"prompt": EVIL, "warnings": [EVIL]}
     write_page(demo_page(out, summary), out / "report.html")
     return out / "report.html"
 

@@ -129,6 +129,16 @@ def test_methods_differ_in_what_they_draw(out: Path) -> None:
             assert (first != second).any()
 
 
+def test_methods_share_their_noise_and_seeds_do_not(seeds: Path) -> None:
+    def noise(seed: int, method: str) -> list[int]:
+        return [row["seed"] for row in RunFolder(seeds / f"seed-{seed}" / "generated" / method).rows()]
+
+    for seed in (0, 1):
+        assert len(noise(seed, "clean-lora")) > 1
+        assert all(noise(seed, name) == noise(seed, "clean-lora") for name in METHODS)
+    assert not set(noise(0, "clean-lora")) & set(noise(1, "clean-lora"))
+
+
 def test_the_picture_shows_the_files(out: Path) -> None:
     picture = load_image(out / "result.png")
     for folder in (
