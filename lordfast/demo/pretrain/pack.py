@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def pack(vae: Path, denoiser: Path, classifier: Path, out: Path) -> None:
     temporary = out.with_name(f".{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline.save_pretrained(temporary, safe_serialization=True)
+    # transformers loads in the dtype that is written there, diffusers in fp32: a pipeline of both would not run.
+    config = temporary / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2, sort_keys=True))
     shutil.copytree(classifier, temporary / "classifier")
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)

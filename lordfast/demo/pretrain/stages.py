@@ -65,6 +65,9 @@ def run_pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Run every stage into ``config.out``; finished ones are kept when resumed."""
     accelerator = make_accelerator(config.dtype, resolve_device(config.device))
     run = open_run(config, "pretrain", accelerator)
+    finished = run.summary()
+    if finished is not None:
+        return finished
 
     def pictures(name: str, faces: int, landscapes: int) -> dict[str, Pictures]:
         seed = derive_seed(config.seed, name)
@@ -136,7 +139,12 @@ def run_pretrain(config: PretrainConfig) -> dict[str, Any]:
 
     on_main(accelerator, packed)
     lord = train_lord(
-        model, run.path / "lord", config.lord_steps, config.lord_pictures, {**common, "dtype": "fp32"}, accelerator
+        model,
+        run.path / "lord",
+        config.lord_steps,
+        config.lord_pictures,
+        {"seed": config.seed, "device": config.device, "resume": True},
+        accelerator,
     )
     measured = on_main(
         accelerator,
