@@ -48,14 +48,13 @@ def _interval_of(part: dict[str, Any], name: str) -> str:
 
 def _distribution(part: dict[str, Any]) -> Section:
     deviation = part["kernel_distance_std"]
-    plural = "s" if part["kid_subsets"] > 1 else ""
-    subsets = f"{part['kid_subsets']} subset{plural} of {part['kid_subset_size']} images"
     kernel = _number(part["kernel_distance"])
     if deviation is not None:
         kernel += f" ± {_number(deviation, 2)}"
     rows = [
         ["Frechet distance", _number(part["frechet_distance"]), _interval_of(part, "frechet_distance")],
-        [f"kernel distance (KID, {subsets})", kernel, _interval_of(part, "kernel_distance")],
+        ["kernel distance (KID)", kernel, _interval_of(part, "kernel_distance")],
+        ["KID subsets", f"{part['kid_subsets']} of {part['kid_subset_size']} images", ""],
         ["images", f"{part['generated']} generated, {part['reference']} reference", ""],
     ]
     columns = ["measure", "value", INTERVAL]

@@ -87,9 +87,9 @@ def test_a_resumed_stage_ends_as_an_uninterrupted_one(
 
 def test_the_vae_learns(tmp_path: Path) -> None:
     untrained, trained = vae_run(tmp_path / "a", steps=1), vae_run(tmp_path / "b", steps=60, ema_decay=0.9)
-    assert trained["loss"] < 0.6 * untrained["loss"]
+    assert trained["loss"] < 0.8 * untrained["loss"]
     for kind in FEW:
-        assert trained["psnr"][kind] > untrained["psnr"][kind] + 2
+        assert trained["psnr"][kind] > untrained["psnr"][kind] + 1
 
 
 def test_the_classifier_learns(tmp_path: Path) -> None:
