@@ -17,7 +17,6 @@ def run(args: list[str]) -> None:
     config = parse(DemoConfig, "demo", args)
     summary = run_resumable("demo", config, lambda: run_demo(config))
     _show(summary)
-    print(f"Report:   {config.out / 'report.html'}")
     for name in ("report.html", "result.png", "summary.json"):
         print(config.out / name)
 
