@@ -277,7 +277,7 @@ def test_the_table_has_every_number(
     assert main(["demo", "--config", str(out / "config.yaml"), "--resume"]) == 0
     said = capsys.readouterr().out
     summary = strict(out / "summary.json")
-    table = said.partition("Report:")[0]
+    table = said.partition("report.html")[0]
     assert "\u2026" not in table, "cut off"
     words = table.replace("\u2502", " ").replace("\u2503", " ").split()
     for measured in [*(found for method in summary["methods"].values() for found in method.values()), summary["auroc"]]:
