@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file
 from torch import nn
 
 import lordfast
@@ -34,6 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         vae_batch_size=2,
         unet_steps=2,
         unet_batch_size=2,
+        high_noise_steps=2,
         classifier_steps=2,
         classifier_batch_size=4,
         lord_pictures=4,
@@ -76,7 +78,17 @@ def test_the_card_has_the_measured_numbers(made: tuple[Path, dict[str, Any]]) ->
 def test_every_stage_shows_its_samples(made: tuple[Path, dict[str, Any]]) -> None:
     out, _ = made
     assert (out / "vae" / "samples" / "step-000002.png").is_file()
-    assert (out / "unet" / "samples" / "step-000002.png").is_file()
+    for stage in ("unet", "unet-high-noise"):
+        assert (out / stage / "samples" / "step-000002.png").is_file()
+
+
+def test_the_second_stage_goes_on_from_the_first(made: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = made
+    file = "model/unet/diffusion_pytorch_model.safetensors"
+    first, second = (load_file(out / stage / file) for stage in ("unet", "unet-high-noise"))
+    # Two steps at no more than 4e-4 move no weight far; two networks drawn anew would differ by tenths.
+    largest = max(float((first[name] - second[name]).abs().max()) for name in first)
+    assert 0 < largest < 2e-3
 
 
 def test_latents_are_those_of_the_pictures_and_of_their_mirror_images(made: tuple[Path, dict[str, Any]]) -> None:
@@ -84,7 +96,7 @@ def test_latents_are_those_of_the_pictures_and_of_their_mirror_images(made: tupl
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(out / "vae" / "model")
-    latents = torch.load(out / "unet" / "latents.pt", weights_only=True)
+    latents = torch.load(out / "latents.pt", weights_only=True)
     images = np.load(next((out / "data").glob("training-faces.npz")))["images"]
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
@@ -155,3 +167,17 @@ def test_the_loss_is_min_snr_weighted() -> None:
     expected = (torch.minimum(ratio, torch.tensor(5.0)) / ratio * error).mean()
     assert float(out["loss"]) == pytest.approx(float(expected), rel=1e-5)
     assert ratio[0] > 100 and ratio[2] < 0.01, "one below the threshold, one far above"
+    heavier = DenoiserObjective(unet, _Text(), scheduler, min_snr=5.0, max_weight=30.0)
+    assert heavier.weight[0] == objective.weight[0]
+    assert float(heavier.weight[300]) == pytest.approx(max(1.0, 1 / float(ratio[1])) * float(objective.weight[300]))
+    assert float(heavier.weight[999]) == pytest.approx(30.0)
+
+
+def test_high_noise_is_drawn_as_often_as_asked_for() -> None:
+    config = DenoiserConfig(out=Path("unused"), high_noise=0.5)
+    batches = CaptionedLatents(
+        torch.zeros(2, 1, 4, 2, 2), [make_faces(1, 0)[0].attributes], make_tokenizer(), config, 1000
+    )
+    drawn = batches([0] * 400, [torch.Generator().manual_seed(i) for i in range(400)])["timesteps"]
+    # Half of them above 700, and 30 % of the other half; four standard deviations are below 0.1.
+    assert abs(float((drawn >= 700).float().mean()) - 0.65) < 0.1

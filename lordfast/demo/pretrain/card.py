@@ -61,6 +61,7 @@ class _Part(NamedTuple):
 _PARTS = (
     _Part("VAE: 64x64x3 to 16x16x4 and back", "vae/diffusion_pytorch_model.safetensors", "vae"),
     _Part("UNet, 16x16 latents, epsilon prediction", "unet/diffusion_pytorch_model.safetensors", "unet"),
+    _Part("... where noise is high", "unet/diffusion_pytorch_model.safetensors", "unet-high-noise"),
     _Part("text encoder, a CLIP of 2 layers that knows the captions' words", "text_encoder/model.safetensors", None),
     _Part("`classifier/`: attributes of a picture, for metrics", "classifier/model.safetensors", "classifier"),
     _Part("`lord/`: the LoRD that `lordfast demo` uses", "lord/lord.safetensors", "lord"),
@@ -82,6 +83,7 @@ def write_card(path: Path, config: Any, summary: dict[str, Any]) -> None:
     count = {
         "vae": f"{config.vae_steps * config.vae_batch_size * world:,} images",
         "unet": f"{config.unet_steps * config.unet_batch_size * world:,} latents",
+        "unet-high-noise": f"{config.high_noise_steps * config.unet_batch_size * world:,} latents more",
         "classifier": f"{config.classifier_steps * config.classifier_batch_size * world:,} images",
         "lord": f"{config.lord_pictures:,} images and their attacked twins",
     }

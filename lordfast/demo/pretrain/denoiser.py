@@ -36,6 +36,10 @@ SAMPLE_PROMPTS = (
 )
 
 
+HIGH_NOISE = 0.7
+"""Where the noisiest timesteps begin, as a share of all."""
+
+
 @dataclass(kw_only=True)
 class DenoiserConfig(TrainingConfig):
     """Train the UNet and the text encoder of the embedded model."""
@@ -50,6 +54,12 @@ class DenoiserConfig(TrainingConfig):
     """Share of captions with the rare token, so that it is known and means nothing."""
     min_snr: float = 5.0
     """Weight of the loss at a signal-to-noise ratio s: min(s, this) / s (min-SNR weighting)."""
+    max_weight: float = 1.0
+    """Where there is more noise than signal, the weight grows as 1 / s up to this: 1 leaves min-SNR weighting alone."""
+    high_noise: float = 0.0
+    """Share of timesteps that are drawn from the noisiest 30 %, instead of from all."""
+    start: Path | None = None
+    """Folder of a trained text encoder and UNet to go on from."""
     ema_decay: float = 0.999
     """Decay of the averaged weights, which are the product."""
     sample_every: int = 1000
@@ -90,10 +100,19 @@ def new_parts(config: DenoiserConfig) -> tuple[Any, CLIPTextModel, UNet2DConditi
 
 
 class DenoiserObjective(Objective):
-    """min-SNR weighted error of the predicted noise; ids and latents in, both networks trained."""
+    """The weighted error of the predicted noise; ids and latents in, both networks trained.
+
+    The weight at a signal-to-noise ratio s is min(s, min_snr) / s, times 1 / s within [1, max_weight]. A wrong
+    background of a picture is nearly no error in the noise where nearly all is noise, yet there it is decided.
+    """
 
     def __init__(
-        self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scheduler: DDPMScheduler, min_snr: float
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        scheduler: DDPMScheduler,
+        min_snr: float,
+        max_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
@@ -101,7 +120,7 @@ class DenoiserObjective(Objective):
         ratio = alphas / (1 - alphas)
         self.register_buffer("signal", alphas.sqrt())
         self.register_buffer("sigma", (1 - alphas).sqrt())
-        self.register_buffer("weight", ratio.clamp(max=min_snr) / ratio)
+        self.register_buffer("weight", ratio.clamp(max=min_snr) / ratio * (1 / ratio).clamp(1, max_weight))
 
     def forward(self, *, latents: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor) -> dict[str, Tensor]:
         at = (timesteps, None, None, None)
@@ -131,7 +150,9 @@ class CaptionedLatents:
             mirrored = int(torch.randint(2, (), generator=generator))
             latents.append(self._latents[mirrored, index])
             ids.append(self._tokens(self._caption(self._attributes[index], generator)))
-            timesteps.append(torch.randint(self._timesteps, (), generator=generator))
+            noisiest = torch.rand((), generator=generator) < self._config.high_noise
+            first = int(HIGH_NOISE * self._timesteps) if noisiest else 0
+            timesteps.append(torch.randint(first, self._timesteps, (), generator=generator))
             noise.append(torch.randn(self._latents.shape[2:], generator=generator))
         stacked = {"latents": latents, "noise": noise, "timesteps": timesteps, "ids": ids}
         return {name: torch.stack(values) for name, values in stacked.items()}
@@ -154,8 +175,12 @@ class CaptionedLatents:
         return self._ids[caption]
 
 
-def train_denoiser(config: DenoiserConfig, pictures: Pictures, vae_folder: Path) -> dict[str, Any]:
+def train_denoiser(config: DenoiserConfig, pictures: Pictures, vae_folder: Path, latents_file: Path) -> dict[str, Any]:
     """Train on the latents of `pictures` and save tokenizer, text encoder, UNet and scheduler in ``out / "model"``.
+
+    Args:
+        vae_folder: the trained VAE.
+        latents_file: where its latents are kept, for another training to take them from there.
 
     Returns:
         The summary: steps, loss, and the parameters of both networks.
@@ -166,12 +191,17 @@ def train_denoiser(config: DenoiserConfig, pictures: Pictures, vae_folder: Path)
     if finished is not None:
         return finished
     vae = AutoencoderKL.from_pretrained(vae_folder).to(accelerator.device).eval().requires_grad_(False)
-    latents = _encode_all(vae, pictures, accelerator, run.path / "latents.pt")
+    latents = _encode_all(vae, pictures, accelerator, latents_file)
     torch.manual_seed(config.seed)
     tokenizer, text_encoder, unet = new_parts(config)
+    if config.start is not None:
+        for name, part in (("text_encoder", text_encoder), ("unet", unet)):
+            part.load_state_dict(type(part).from_pretrained(config.start / name).state_dict())
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
     scheduler = DDPMScheduler(**schedule, clip_sample=False)
-    objective = DenoiserObjective(unet, text_encoder, scheduler, config.min_snr).to(accelerator.device)
+    objective = DenoiserObjective(unet, text_encoder, scheduler, config.min_snr, config.max_weight).to(
+        accelerator.device
+    )
     average = Average(objective, config.ema_decay)
 
     def look(step: int, last: bool) -> None:

@@ -49,15 +49,18 @@ class PretrainConfig(RunConfig):
     """Optimiser steps of the UNet and the text encoder."""
     unet_batch_size: int = 16
     """Latents per step and process."""
+    high_noise_steps: int = 500
+    """Optimiser steps after that with half of the timesteps and most of the weight on high noise, where the large
+    patches of colour are decided."""
     classifier_steps: int = 2_400
     """Optimiser steps of the attribute classifier."""
     classifier_batch_size: int = 32
     """Images per step and process."""
-    lord_pictures: int = 256
+    lord_pictures: int = 192
     """Pictures that the demo's LoRD is trained on."""
-    lord_steps: int = 600
+    lord_steps: int = 400
     """Optimiser steps of the LoRD."""
-    quality_pictures: int = 128
+    quality_pictures: int = 96
     """Pictures of each kind that the model card's figures are measured on."""
 
 
@@ -115,6 +118,27 @@ def run_pretrain(config: PretrainConfig) -> dict[str, Any]:
         ),
         together,
         run.path / "vae" / "model",
+        run.path / "latents.pt",
+    )
+    tuned = train_denoiser(
+        DenoiserConfig(
+            out=run.path / "unet-high-noise",
+            start=run.path / "unet" / "model",
+            steps=config.high_noise_steps,
+            batch_size=config.unet_batch_size,
+            lr=4e-4,
+            lr_schedule="cosine",
+            warmup_steps=min(30, config.high_noise_steps // 10),
+            weight_decay=1e-3,
+            adam_beta2=0.99,
+            max_weight=30.0,
+            high_noise=0.5,
+            ema_decay=0.99,
+            **common,
+        ),
+        together,
+        run.path / "vae" / "model",
+        run.path / "latents.pt",
     )
     classifier = train_classifier(
         ClassifierConfig(
@@ -135,7 +159,12 @@ def run_pretrain(config: PretrainConfig) -> dict[str, Any]:
 
     def packed() -> None:
         if not model.exists():
-            pack(run.path / "vae" / "model", run.path / "unet" / "model", run.path / "classifier" / "model", model)
+            pack(
+                run.path / "vae" / "model",
+                run.path / "unet-high-noise" / "model",
+                run.path / "classifier" / "model",
+                model,
+            )
 
     on_main(accelerator, packed)
     lord = train_lord(
@@ -153,6 +182,7 @@ def run_pretrain(config: PretrainConfig) -> dict[str, Any]:
     summary = {
         "vae": vae,
         "unet": unet,
+        "unet-high-noise": tuned,
         "classifier": classifier,
         "lord": lord,
         "quality": measured,
