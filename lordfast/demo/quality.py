@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 
 from lordfast.data import image_grid, make_faces, make_landscapes, save_png
 from lordfast.data.images import Uint8Image
@@ -50,8 +49,8 @@ class QualityConfig:
 
 
 @torch.no_grad()
-def reconstruct(vae: AutoencoderKL, images: Uint8Image) -> Uint8Image:
-    """Encode and decode images (N, H, W, 3), through the posterior's mean."""
+def reconstruct(vae: Any, images: Uint8Image) -> Uint8Image:
+    """Encode and decode images (N, H, W, 3) with a diffusers VAE, through the posterior's mean."""
     parts = []
     for start in range(0, len(images), 50):
         pixels = to_tensor(images[start : start + 50]).to(vae.device, vae.dtype)

@@ -302,8 +302,8 @@ def _restore(
     schedule.load_state_dict(state["schedule"])
     if accelerator.scaler is not None and "scaler" in state:
         accelerator.scaler.load_state_dict(state["scaler"])
-    for name, value in extras.items():
-        value.load_state_dict(state["extras"][name])
+    for name, extra in extras.items():
+        extra.load_state_dict(state["extras"][name])
     return step
 
 

@@ -53,7 +53,7 @@ class ClassifierObjective(Objective):
         super().__init__()
         self.classifier = classifier
 
-    def forward(self, *, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, *, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         losses, right = [], []
         for column, scores in enumerate(self.classifier.scores(pixels).values()):
             wanted = labels[:, column]

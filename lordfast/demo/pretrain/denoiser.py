@@ -66,7 +66,7 @@ class DenoiserConfig(TrainingConfig):
     """Steps between grids of generated pictures."""
 
 
-def new_parts(config: DenoiserConfig) -> tuple[Any, CLIPTextModel, UNet2DConditionModel]:
+def new_parts(config: DenoiserConfig) -> tuple[Any, Any, Any]:
     """Tokenizer, untrained text encoder and untrained UNet."""
     tokenizer = make_tokenizer()
     text_encoder = CLIPTextModel(
@@ -84,7 +84,7 @@ def new_parts(config: DenoiserConfig) -> tuple[Any, CLIPTextModel, UNet2DConditi
         )
     )
     levels = len(config.channels)
-    unet = UNet2DConditionModel(
+    unet: Any = UNet2DConditionModel(
         sample_size=16,
         down_block_types=("CrossAttnDownBlock2D",) * levels,
         up_block_types=("CrossAttnUpBlock2D",) * levels,
@@ -106,11 +106,15 @@ class DenoiserObjective(Objective):
     background of a picture is nearly no error in the noise where nearly all is noise, yet there it is decided.
     """
 
+    signal: Tensor
+    sigma: Tensor
+    weight: Tensor
+
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        text_encoder: CLIPTextModel,
-        scheduler: DDPMScheduler,
+        unet: Any,
+        text_encoder: Any,
+        scheduler: Any,
         min_snr: float,
         max_weight: float = 1.0,
     ) -> None:
@@ -122,7 +126,9 @@ class DenoiserObjective(Objective):
         self.register_buffer("sigma", (1 - alphas).sqrt())
         self.register_buffer("weight", ratio.clamp(max=min_snr) / ratio * (1 / ratio).clamp(1, max_weight))
 
-    def forward(self, *, latents: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor) -> dict[str, Tensor]:
+    def forward(  # type: ignore[override]
+        self, *, latents: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor
+    ) -> dict[str, Tensor]:
         at = (timesteps, None, None, None)
         noisy = self.signal[at] * latents + self.sigma[at] * noise
         text = self.text_encoder(ids)[0]
@@ -190,7 +196,8 @@ def train_denoiser(config: DenoiserConfig, pictures: Pictures, vae_folder: Path,
     finished = run.summary()
     if finished is not None:
         return finished
-    vae = AutoencoderKL.from_pretrained(vae_folder).to(accelerator.device).eval().requires_grad_(False)
+    vae: Any = AutoencoderKL.from_pretrained(vae_folder)
+    vae = vae.to(accelerator.device).eval().requires_grad_(False)
     latents = _encode_all(vae, pictures, accelerator, latents_file)
     torch.manual_seed(config.seed)
     tokenizer, text_encoder, unet = new_parts(config)
@@ -198,7 +205,7 @@ def train_denoiser(config: DenoiserConfig, pictures: Pictures, vae_folder: Path,
         for name, part in (("text_encoder", text_encoder), ("unet", unet)):
             part.load_state_dict(type(part).from_pretrained(config.start / name).state_dict())
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-    scheduler = DDPMScheduler(**schedule, clip_sample=False)
+    scheduler: Any = DDPMScheduler(**schedule, clip_sample=False)
     objective = DenoiserObjective(unet, text_encoder, scheduler, config.min_snr, config.max_weight).to(
         accelerator.device
     )
@@ -234,13 +241,13 @@ def train_denoiser(config: DenoiserConfig, pictures: Pictures, vae_folder: Path,
         after_update=average.update,
         extras={"average": average},
     )
-    parts = {"text_encoder": text_encoder, "unet": unet}
+    parts: dict[str, Any] = {"text_encoder": text_encoder, "unet": unet}
     if run.write:
         with average.applied():
             for name, part in parts.items():
                 part.save_pretrained(run.path / "model" / name)
         tokenizer.save_pretrained(run.path / "model" / "tokenizer")
-        sampler = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        sampler: Any = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
         sampler.save_pretrained(run.path / "model" / "scheduler")
     accelerator.wait_for_everyone()
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
@@ -248,7 +255,7 @@ def train_denoiser(config: DenoiserConfig, pictures: Pictures, vae_folder: Path,
 
 
 @torch.no_grad()
-def _encode_all(vae: AutoencoderKL, pictures: Pictures, accelerator: Any, path: Path) -> Tensor:
+def _encode_all(vae: Any, pictures: Pictures, accelerator: Any, path: Path) -> Tensor:
     """Scaled latent means, fp32 (2, N, C, h, w), of the pictures and of their mirror images; kept in `path`."""
     if not path.exists():
         rank, world = accelerator.process_index, accelerator.num_processes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ def pack(vae: Path, denoiser: Path, classifier: Path, out: Path) -> None:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     half = {"torch_dtype": torch.float16}
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(vae, **half),
         text_encoder=CLIPTextModel.from_pretrained(denoiser / "text_encoder", dtype=torch.float16),
         tokenizer=CLIPTokenizer.from_pretrained(denoiser / "tokenizer"),

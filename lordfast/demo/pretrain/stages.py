@@ -13,7 +13,7 @@ from lordfast.demo.pretrain.classifier import ClassifierConfig, train_classifier
 from lordfast.demo.pretrain.denoiser import DenoiserConfig, train_denoiser
 from lordfast.demo.pretrain.lord import train_lord
 from lordfast.demo.pretrain.pack import pack
-from lordfast.demo.pretrain.pictures import Pictures, drawn
+from lordfast.demo.pretrain.pictures import Kind, Pictures, drawn
 from lordfast.demo.pretrain.vae import VaeConfig, train_vae
 from lordfast.demo.quality import QualityConfig, measure
 from lordfast.diffusion import resolve_device
@@ -74,10 +74,13 @@ def run_pretrain(config: PretrainConfig) -> dict[str, Any]:
 
     def pictures(name: str, faces: int, landscapes: int) -> dict[str, Pictures]:
         seed = derive_seed(config.seed, name)
-        counts = {"faces": faces, "landscapes": landscapes}
-        work = {kind: (run.path / "data" / f"{name}-{kind}.npz", kind, n, seed) for kind, n in counts.items()}
-        on_main(accelerator, lambda: [drawn(*job) for job in work.values()] and None)
-        return {kind: drawn(*job) for kind, job in work.items()}
+        counts: dict[Kind, int] = {"faces": faces, "landscapes": landscapes}
+
+        def all_kinds() -> dict[str, Pictures]:
+            return {kind: drawn(run.path / "data" / f"{name}-{kind}.npz", kind, n, seed) for kind, n in counts.items()}
+
+        on_main(accelerator, lambda: all_kinds() and None)
+        return all_kinds()
 
     training = pictures("training", config.faces, config.landscapes)
     held_out = pictures("held-out", config.held_out, config.held_out)
