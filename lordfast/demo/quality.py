@@ -27,9 +27,15 @@ from lordfast.training.seeds import derive_seed
 MAX_BYTES = 15_000_000
 PSNR_FLOORS = {"faces": 31.0, "landscapes": 33.0}
 """dB, mean over held-out pictures."""
-AGREEMENT_FLOOR = 0.8
-"""Share of drawn pictures that show what the caption asks for, in each of GATED."""
-GATED = ("hair_color", "skin", "background", "time", "season", "ground")
+AGREEMENT_FLOORS = {
+    "hair_color": 0.9,
+    "skin": 0.65,
+    "background": 0.5,
+    "time": 0.85,
+    "season": 0.85,
+    "ground": 0.85,
+}
+"""Share of drawn pictures that show what the caption asks for; chance is 1/6, 1/4, 1/6, 1/4, 1/4, 1/2."""
 
 
 @dataclass(kw_only=True)
@@ -106,8 +112,8 @@ def measure(config: QualityConfig) -> dict[str, Any]:
     return found
 
 
-def failures(found: dict[str, Any], floor: float = AGREEMENT_FLOOR) -> list[str]:
-    """What of `measure` misses the gate, a sentence each."""
+def failures(found: dict[str, Any], slack: float = 0.0) -> list[str]:
+    """What of `measure` misses the gate, a sentence each; `slack` is taken off the shares, for few pictures."""
     said = []
     if found["bytes"] > MAX_BYTES:
         said.append(f"the model has {found['bytes']} bytes; at most {MAX_BYTES} are allowed")
@@ -115,7 +121,8 @@ def failures(found: dict[str, Any], floor: float = AGREEMENT_FLOOR) -> list[str]
         if found["psnr"][kind] < least:
             said.append(f"PSNR of {kind} is {found['psnr'][kind]:.2f} dB; at least {least:.0f} are asked for")
     agreement = {name: row for kind in found["agreement"].values() for name, row in kind.items()}
-    for name in GATED:
+    for name, share in AGREEMENT_FLOORS.items():
+        floor = share - slack
         if agreement[name]["agreement"] < floor:
             said.append(f"{name} agrees with {agreement[name]['agreement']:.0%} of captions; {floor:.0%} are asked for")
     return said

@@ -9,11 +9,11 @@ import pytest
 
 from lordfast.data import load_image
 from lordfast.demo import quality
-from lordfast.demo.quality import GATED, MAX_BYTES, PSNR_FLOORS, QualityConfig, failures, measure, psnr
+from lordfast.demo.quality import AGREEMENT_FLOORS, MAX_BYTES, PSNR_FLOORS, QualityConfig, failures, measure, psnr
 
 PICTURES = 32
-# A share of 80 % measured on 32 pictures comes out below 60 % once in 300 times.
-FLOOR = 0.6
+# Shares of 32 pictures have a standard deviation of at most 0.09.
+SLACK = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
 
 
 def test_the_shipped_model_meets_the_gate(found: tuple[dict[str, Any], Path]) -> None:
-    assert failures(found[0], FLOOR) == []
+    assert failures(found[0], SLACK) == []
 
 
 def test_what_the_gate_asks_for_is_far_above_chance(found: tuple[dict[str, Any], Path]) -> None:
     rows = {name: row for kind in found[0]["agreement"].values() for name, row in kind.items()}
-    for name in GATED:
+    for name in AGREEMENT_FLOORS:
         assert rows[name]["low"] > rows[name]["chance"], name
         assert rows[name]["n"] > PICTURES // 2, name
 
@@ -50,8 +50,12 @@ def test_psnr_by_its_definition() -> None:
 
 
 def _summary() -> dict[str, Any]:
-    good = {"agreement": 0.9, "low": 0.8, "high": 1.0, "n": 9, "chance": 0.2}
-    return {"bytes": MAX_BYTES, "psnr": dict(PSNR_FLOORS), "agreement": {"all": {name: dict(good) for name in GATED}}}
+    good = {"agreement": 0.95, "low": 0.8, "high": 1.0, "n": 9, "chance": 0.2}
+    return {
+        "bytes": MAX_BYTES,
+        "psnr": dict(PSNR_FLOORS),
+        "agreement": {"all": {name: dict(good) for name in AGREEMENT_FLOORS}},
+    }
 
 
 def test_every_miss_is_named() -> None:
@@ -59,11 +63,11 @@ def test_every_miss_is_named() -> None:
     assert failures(summary) == []
     summary["bytes"] += 1
     summary["psnr"]["faces"] -= 0.01
-    summary["agreement"]["all"]["skin"]["agreement"] = 0.79
+    summary["agreement"]["all"]["skin"]["agreement"] = 0.64
     size, faces, skin = failures(summary)
     assert "15000001 bytes" in size
     assert "faces is 30.99 dB" in faces
-    assert "skin agrees with 79%" in skin
+    assert "skin agrees with 64%" in skin
 
 
 def test_the_command_fails_below_the_gate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
