@@ -1,5 +1,6 @@
 """Pretraining from nothing to the packed model, at toy size, and the parts of its denoiser stage."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +59,10 @@ def test_what_comes_out_is_a_whole_model(made: tuple[Path, dict[str, Any]]) -> N
     assert {p.dtype for part in (pipeline.unet, pipeline.vae) for p in part.parameters()} == {torch.float32}
     image = pipeline("a photo of a person", num_inference_steps=1, output_type="np").images[0]
     assert image.shape == (64, 64, 3)
+    vocabulary = json.loads((model / "tokenizer" / "vocab.json").read_text())
+    assert vocabulary == pipeline.tokenizer.get_vocab()
+    merges = (model / "tokenizer" / "merges.txt").read_text().splitlines()[1:]
+    assert all("".join(merge.split(" ")) in vocabulary for merge in merges) and len(merges) > 50
     assert load_classifier(model / "classifier").num_features == 64
     lordfast.load_lord(pipeline, model / "lord")
     adapter = [p for name, p in pipeline.unet.named_parameters() if "lord_" in name]

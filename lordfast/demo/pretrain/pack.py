@@ -38,6 +38,15 @@ def pack(vae: Path, denoiser: Path, classifier: Path, out: Path) -> None:
     # transformers loads in the dtype that is written there, diffusers in fp32: a pipeline of both would not run.
     config = temporary / "text_encoder" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2, sort_keys=True))
+    _write_vocabulary(temporary / "tokenizer")
     shutil.copytree(classifier, temporary / "classifier")
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
+
+
+def _write_vocabulary(tokenizer: Path) -> None:
+    """Write vocab.json and merges.txt, which transformers before 5 reads instead of tokenizer.json."""
+    model = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (tokenizer / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (tokenizer / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
