@@ -49,7 +49,8 @@ from a caption ({steps} DDIM steps, guidance 3) shows what it asks for, as the c
 
 It knows nothing of the real world: six hair colours, four skins, cartoon shapes. An eye is sometimes smeared, a sky may
 have two suns or moons, neighbouring skins are mixed up, details are softer than in the drawn pictures. The classifier
-judges pictures of the model it was trained beside, and shares its data. What is measured on this model says nothing about Stable Diffusion.
+judges pictures of the model it was trained beside, and shares its data. What is measured on this model says nothing
+about Stable Diffusion.
 """
 
 

@@ -85,76 +85,45 @@ def run_pretrain(config: PretrainConfig) -> dict[str, Any]:
     training = pictures("training", config.faces, config.landscapes)
     held_out = pictures("held-out", config.held_out, config.held_out)
     together = training["faces"] + training["landscapes"]
-    common: dict[str, Any] = {
-        "seed": config.seed,
-        "device": config.device,
-        "dtype": config.dtype,
-        "resume": True,
-        "tensorboard": False,
-    }
-    vae = train_vae(
-        VaeConfig(
-            out=run.path / "vae",
-            steps=config.vae_steps,
-            batch_size=config.vae_batch_size,
-            lr=2e-3,
-            lr_schedule="cosine",
-            warmup_steps=min(100, config.vae_steps // 10),
-            weight_decay=1e-4,
-            adam_beta2=0.99,
-            **common,
-        ),
-        together,
-        held_out,
-    )
+
+    def recipe(
+        name: str, steps: int, batch_size: int, lr: float, weight_decay: float, warmup: int = 100
+    ) -> dict[str, Any]:
+        """What every training has in common: a warm-up, then a cosine down to nothing."""
+        return {
+            "out": run.path / name,
+            "seed": config.seed,
+            "device": config.device,
+            "dtype": config.dtype,
+            "resume": True,
+            "tensorboard": False,
+            "steps": steps,
+            "batch_size": batch_size,
+            "lr": lr,
+            "lr_schedule": "cosine",
+            "warmup_steps": min(warmup, steps // 10),
+            "weight_decay": weight_decay,
+            "adam_beta2": 0.99,
+        }
+
+    vae = train_vae(VaeConfig(**recipe("vae", config.vae_steps, config.vae_batch_size, 2e-3, 1e-4)), together, held_out)
+    latents = {"vae_folder": run.path / "vae" / "model", "latents_file": run.path / "latents.pt"}
     unet = train_denoiser(
-        DenoiserConfig(
-            out=run.path / "unet",
-            steps=config.unet_steps,
-            batch_size=config.unet_batch_size,
-            lr=1e-3,
-            lr_schedule="cosine",
-            warmup_steps=min(100, config.unet_steps // 10),
-            weight_decay=1e-3,
-            adam_beta2=0.99,
-            **common,
-        ),
-        together,
-        run.path / "vae" / "model",
-        run.path / "latents.pt",
+        DenoiserConfig(**recipe("unet", config.unet_steps, config.unet_batch_size, 1e-3, 1e-3)), together, **latents
     )
     tuned = train_denoiser(
         DenoiserConfig(
-            out=run.path / "unet-high-noise",
+            **recipe("unet-high-noise", config.high_noise_steps, config.unet_batch_size, 4e-4, 1e-3, warmup=30),
             start=run.path / "unet" / "model",
-            steps=config.high_noise_steps,
-            batch_size=config.unet_batch_size,
-            lr=4e-4,
-            lr_schedule="cosine",
-            warmup_steps=min(30, config.high_noise_steps // 10),
-            weight_decay=1e-3,
-            adam_beta2=0.99,
             max_weight=30.0,
             high_noise=0.5,
             ema_decay=0.99,
-            **common,
         ),
         together,
-        run.path / "vae" / "model",
-        run.path / "latents.pt",
+        **latents,
     )
     classifier = train_classifier(
-        ClassifierConfig(
-            out=run.path / "classifier",
-            steps=config.classifier_steps,
-            batch_size=config.classifier_batch_size,
-            lr=2e-3,
-            lr_schedule="cosine",
-            warmup_steps=min(100, config.classifier_steps // 10),
-            weight_decay=1e-2,
-            adam_beta2=0.99,
-            **common,
-        ),
+        ClassifierConfig(**recipe("classifier", config.classifier_steps, config.classifier_batch_size, 2e-3, 1e-2)),
         training,
         held_out,
     )
