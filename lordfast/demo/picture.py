@@ -11,7 +11,7 @@ from lordfast.data import image_grid, list_images, load_image, save_png
 from lordfast.demo.methods import METHODS, method_title
 
 COLUMNS = 12
-AMPLIFIED = 8
+AMPLIFIED = 4
 """How much larger the picture shows what the attack changed."""
 
 

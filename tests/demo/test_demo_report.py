@@ -66,7 +66,7 @@ def test_the_pictures_are_the_runs(demo: Path, page: Page) -> None:
         one, other = load_image(before.path), load_image(after.path)
         shown = [picture.image for picture in row.pictures]
         assert (shown[0] == one).all() and (shown[1] == other).all()
-        expected = np.clip(128 + 8 * (other.astype(int) - one.astype(int)), 0, 255)
+        expected = np.clip(128 + AMPLIFIED * (other.astype(int) - one.astype(int)), 0, 255)
         assert (shown[2] == expected).all() and shown[2].dtype == np.uint8
     (drawn,) = blocks(page, Gallery, 1)
     assert [row.title for row in drawn.rows] == [method_title(name) for name in METHODS]
