@@ -19,6 +19,7 @@ from lordfast.data import list_images, load_image
 from lordfast.demo.gate_charts import attention_name
 from lordfast.demo.loss_charts import loss_window
 from lordfast.demo.methods import METHODS, method_title
+from lordfast.demo.picture import AMPLIFIED
 from lordfast.demo.report import METRICS, demo_page, evidence
 from lordfast.demo.verdict import Metric, contrast, headline
 from lordfast.report import (
