@@ -50,7 +50,9 @@ METRICS = [
         "frechet_distance",
         "lower",
         "How far the generated pictures are from the clean ones: the distance between two normal distributions fitted "
-        "to their features. It comes out too large where there are few images, equally for all methods.",
+        "to the features of a small classifier of what pictures show. It was trained on noisy and attacked pictures "
+        "too, so texture alone hardly counts: trust your eyes as well. Too large where there are few images, equally "
+        "for all methods.",
     ),
     Metric(
         "Kernel distance",
