@@ -65,8 +65,8 @@ METRICS = [
         "High frequencies",
         "high_frequencies",
         None,
-        "Grey levels of brightness that change faster than a quarter of a wave per pixel. A model that learnt the "
-        "attack's pattern draws more of it than the clean pictures have.",
+        "Grey levels of brightness that change faster than a quarter of a wave per pixel: grain and hard edges. "
+        "Attacked pictures have more of it; compare with what the LoRA of clean images draws.",
     ),
 ]
 """The columns of the table of metrics, in order."""
