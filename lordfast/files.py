@@ -28,6 +28,11 @@ def write_atomic(path: str | Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in ``folder``, at any depth."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def default_cache_dir() -> Path:
     """``$LORDFAST_CACHE``, else ``lordfast`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     if "LORDFAST_CACHE" in os.environ:

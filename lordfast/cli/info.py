@@ -195,10 +195,10 @@ def _backends() -> dict[str, str]:
 
 def _demo_model() -> dict[str, Any]:
     from lordfast.diffusion.resolve import DEMO_MODEL
+    from lordfast.files import folder_bytes
 
     present = (DEMO_MODEL / "model_index.json").is_file()
-    size = sum(path.stat().st_size for path in DEMO_MODEL.rglob("*") if path.is_file())
-    return {"folder": str(DEMO_MODEL), "present": present, "mib": round(size / 2**20, 1)}
+    return {"folder": str(DEMO_MODEL), "present": present, "mib": round(folder_bytes(DEMO_MODEL) / 2**20, 1)}
 
 
 def _cache() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,16 @@ def write_folder(images: Sequence[ProceduralImage], folder: str | Path) -> list[
         save_png(item.image, path)
         paths.append(path)
     return paths
+
+
+def write_folder_once(folder: str | Path, draw: Callable[[], Sequence[ProceduralImage]]) -> None:
+    """`write_folder` of what `draw` gives, unless `folder` exists; it appears whole or not at all."""
+    folder = Path(folder)
+    if not folder.exists():
+        temporary = folder.with_name(f".{folder.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        write_folder(draw(), temporary)
+        temporary.rename(folder)
 
 
 def _draw_each(draw: Callable[[np.random.Generator], ProceduralImage], n: int, seed: int) -> list[ProceduralImage]:

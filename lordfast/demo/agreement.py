@@ -14,13 +14,14 @@ from lordfast.data import FaceAttributes, LandscapeAttributes
 from lordfast.data.faces import BACKGROUNDS, EXPRESSIONS, HAIR_COLORS, HAIR_STYLES, SKINS
 from lordfast.data.images import Uint8Image
 from lordfast.data.landscapes import GROUNDS, SEASONS, TIMES
-from lordfast.demo.classifier import HEADS, KIND, AttributeClassifier, Value
+from lordfast.demo.classifier import HEADS, KIND, AttributeClassifier, Value, labels_of
 from lordfast.evaluation.intervals import mean_interval, wilson_interval
 
 FACE_IDENTITY = ("hair_color", "hair_style", "skin", "glasses", "beard", "hat")
 """What a person keeps from photo to photo."""
 LANDSCAPE_IDENTITY = ("time", "season", "ground", "mountains", "sun", "trees")
 """What a place keeps from photo to photo."""
+IDENTITY = (*FACE_IDENTITY, *LANDSCAPE_IDENTITY)
 
 
 def _one_of(name: str, values: Sequence[str]) -> str:
@@ -133,12 +134,7 @@ def caption_agreement(
 
 def identity_of(attributes: FaceAttributes | LandscapeAttributes) -> dict[str, Value]:
     """What every picture of the same person or place shows; a bald person has no hair colour."""
-    is_face = isinstance(attributes, FaceAttributes)
-    names = FACE_IDENTITY if is_face else LANDSCAPE_IDENTITY
-    found = {KIND: "face" if is_face else "landscape", **{name: getattr(attributes, name) for name in names}}
-    if found.get("hair_style") == "bald":
-        del found["hair_color"]
-    return found
+    return {name: value for name, value in labels_of(attributes).items() if name in (KIND, *IDENTITY)}
 
 
 def identity_agreement(

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from lordfast.data import FaceAttributes, LandscapeAttributes
 from lordfast.data.faces import BACKGROUNDS, EXPRESSIONS, HAIR_COLORS, HAIR_STYLES, SKINS
 from lordfast.data.landscapes import GROUNDS, SEASONS, TIMES
 from lordfast.files import write_atomic
@@ -43,6 +44,21 @@ LANDSCAPE_HEADS: dict[str, tuple[Value, ...]] = {
 HEADS: dict[str, tuple[Value, ...]] = {KIND: KINDS, **FACE_HEADS, **LANDSCAPE_HEADS}
 """Attribute -> its values, in the order of the logits."""
 HEADS_OF_KIND = {"face": FACE_HEADS, "landscape": LANDSCAPE_HEADS}
+
+
+def labels_of(attributes: FaceAttributes | LandscapeAttributes) -> dict[str, Value]:
+    """Attribute -> value of a drawn picture, its kind among them, without those that don't show.
+
+    The hair colour of bald people is such a one.
+    """
+    kind = KINDS[0] if isinstance(attributes, FaceAttributes) else KINDS[1]
+    return _visible({KIND: kind, **{name: getattr(attributes, name) for name in HEADS_OF_KIND[kind]}})
+
+
+def _visible(row: dict[str, Value]) -> dict[str, Value]:
+    if row.get("hair_style") == "bald":
+        del row["hair_color"]
+    return row
 
 
 class AttributeClassifier(nn.Module):
@@ -119,10 +135,7 @@ class AttributeClassifier(nn.Module):
         found = []
         for index, kind in enumerate(best[KIND]):
             names = (KIND, *HEADS_OF_KIND[KINDS[kind]])
-            row = {name: HEADS[name][best[name][index]] for name in names}
-            if row.get("hair_style") == "bald":
-                del row["hair_color"]
-            found.append(row)
+            found.append(_visible({name: HEADS[name][best[name][index]] for name in names}))
         return found
 
     def save(self, folder: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ import numpy as np
 
 from lordfast.demo.methods import METHODS
 from lordfast.report import Block, Chart, Charts, Line, Paragraph, line_chart
+from lordfast.training.run import RunFolder
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
+    return RunFolder(run, write=False).rows()
 
 
 def loss_window(steps: int) -> int:

@@ -20,7 +20,7 @@ from lordfast.data import image_grid, make_faces, make_landscapes, save_png
 from lordfast.data.images import Uint8Image
 from lordfast.data.procedural import ProceduralImage
 from lordfast.diffusion.resolve import DEMO_MODEL
-from lordfast.files import write_atomic
+from lordfast.files import folder_bytes, write_atomic
 from lordfast.pixels import to_tensor, to_uint8
 from lordfast.training.seeds import derive_seed
 
@@ -68,11 +68,6 @@ def psnr(one: Uint8Image, other: Uint8Image) -> np.ndarray:
     """Peak signal-to-noise ratio in dB of each pair of images (N, H, W, 3): 10 log10(255^2 / mean square error)."""
     error = (one.astype(np.float64) - other.astype(np.float64)) ** 2
     return 10 * np.log10(255**2 / error.mean(axis=(1, 2, 3)))
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in `folder`."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def measure(config: QualityConfig) -> dict[str, Any]:

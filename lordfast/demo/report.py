@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lordfast.data import list_images, load_image
 from lordfast.demo.gate_charts import lambda_blocks
 from lordfast.demo.loss_charts import loss_blocks
@@ -108,10 +106,6 @@ def demo_page(out: Path, summary: dict[str, Any] | None = None) -> Page:
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _flags(found: dict[str, Any]) -> str:

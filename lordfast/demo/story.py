@@ -5,7 +5,6 @@ It only chains the functions behind the other commands; each step leaves an ordi
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lordfast.attacks.folder import run_attack
-from lordfast.data import draw_identity, draw_scene, make_faces, make_landscapes, write_folder
-from lordfast.data.procedural import ProceduralImage
+from lordfast.data import draw_identity, draw_scene, make_faces, make_landscapes
+from lordfast.data.procedural import ProceduralImage, write_folder_once
 from lordfast.defense.stage1 import run_stage1
 from lordfast.demo import recipes
 from lordfast.demo.measures import auroc_of, mean_over, over_seeds, subject_measures
@@ -129,7 +128,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         lord = run.path / "stage1"
         others = run.path / "others"
         draw = make_landscapes if config.landscape else make_faces
-        _write_once(others, lambda: draw(scale.others, derive_seed(config.seed, "others")))
+        write_folder_once(others, lambda: draw(scale.others, derive_seed(config.seed, "others")))
         training = {**common, "seed": config.seed, "cache_dir": run.path / "cache"}
         stage1 = recipes.stage1(lord, others, scale, training)
         tell("Stage 1: LoRD on other pictures, clean and perturbed", run_stage1, stage1)
@@ -166,14 +165,15 @@ def _tell_one(
     clean, reference, attacked = out / "data" / "clean", out / "data" / "reference", out / "attacked"
     subject = _Subject.of(config, seed)
     prompt = subject.prompt
-    _write_once(clean, lambda: subject.draw(scale.images, derive_seed(seed, "clean")))
-    _write_once(reference, lambda: subject.draw(scale.reference, derive_seed(seed, "reference")))
+    write_folder_once(clean, lambda: subject.draw(scale.images, derive_seed(seed, "clean")))
+    write_folder_once(reference, lambda: subject.draw(scale.reference, derive_seed(seed, "reference")))
     training = {**common, "cache_dir": config.out / "cache"}
     # Picture i starts from seed + i: with 0, 1, 2 as seeds, stories would share nearly all of their noise.
     noise = {**common, "seed": derive_seed(seed, "noise")}
     found: dict[str, Any] = {"prompt": prompt, "stage2": {}, "methods": {}, "warnings": []}
     attack = recipes.attack(attacked, clean, prompt, scale, training)
     found["attack"] = tell(f"{prefix}attack the pictures", lambda job: run_attack("pgd", job), attack)
+    attributes = subject.draw(1, 0)[0].attributes
     for name, method in METHODS.items():
         title = method_title(name)
         data, under = (attacked if method.attacked else clean), (lord if method.with_lord else None)
@@ -185,19 +185,9 @@ def _tell_one(
         distance = recipes.distance(out / "metrics" / name, drawn.out, reference, common)
         measured = tell(f"{prefix}measure: {title}", run_evaluate, distance)
         found["warnings"] += measured["warnings"]
-        attributes = subject.draw(1, 0)[0].attributes
         found["methods"][name] = subject_measures(measured, drawn.out, attributes, seed)
     damage = recipes.damage(out / "metrics" / "attack", attacked, clean, common)
     found["damage"] = tell(f"{prefix}measure the attack", run_evaluate, damage)
     detection = recipes.detection(out / "metrics" / "lambda", lord, clean, attacked, prompt, common)
     found["detection"] = tell(f"{prefix}read lambda", run_evaluate, detection)["detection"]
     return found
-
-
-def _write_once(folder: Path, draw: Callable[[], list[ProceduralImage]]) -> None:
-    if not folder.exists():
-        # An interruption leaves no half of a folder under the final name.
-        temporary = folder.with_name(f".{folder.name}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        write_folder(draw(), temporary)
-        temporary.rename(folder)

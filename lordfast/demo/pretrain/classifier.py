@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lordfast.demo.classifier import HEADS, KIND, KINDS, AttributeClassifier
+from lordfast.demo.classifier import HEADS, KINDS, AttributeClassifier, labels_of
 from lordfast.demo.pretrain.average import Average
-from lordfast.demo.pretrain.pictures import Attributes, Pictures
+from lordfast.demo.pretrain.pictures import Pictures
 from lordfast.diffusion import resolve_device
 from lordfast.training.loop import Objective, TrainingConfig, train
 from lordfast.training.processes import make_accelerator, open_run
@@ -32,18 +32,6 @@ class ClassifierConfig(TrainingConfig):
     """Activations that all heads read."""
     ema_decay: float = 0.995
     """Decay of the averaged weights, which are the product."""
-
-
-def labels_of(attributes: Attributes) -> dict[str, Any]:
-    """Attribute -> value of a drawn picture, its kind among them, without those that don't show.
-
-    The hair colour of bald people is such a one.
-    """
-    kind = FACE if hasattr(attributes, "hair_style") else LANDSCAPE
-    found = {name: getattr(attributes, name) for name in HEADS if hasattr(attributes, name)}
-    if found.get("hair_style") == "bald":
-        del found["hair_color"]
-    return {KIND: kind, **found}
 
 
 class ClassifierObjective(Objective):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from lordfast.demo.pretrain.pictures import Attributes, Pictures
 from lordfast.demo.pretrain.vocabulary import RARE_TOKEN, make_tokenizer
 from lordfast.diffusion import LatentDiffusion, resolve_device
 from lordfast.diffusion.sampling import generate
+from lordfast.files import write_atomic
 from lordfast.training.loop import Objective, TrainingConfig, train
 from lordfast.training.processes import make_accelerator, open_run
 
@@ -269,8 +271,8 @@ def _encode_all(vae: Any, pictures: Pictures, accelerator: Any, path: Path) -> T
             found.append(torch.stack(both.chunk(2), dim=1))
         latents = accelerator.gather(torch.cat(found))[: len(pictures)].transpose(0, 1).cpu()
         if accelerator.is_main_process:
-            temporary = path.with_suffix(".tmp")
-            torch.save(latents.contiguous(), temporary)
-            temporary.rename(path)
+            buffer = io.BytesIO()
+            torch.save(latents.contiguous(), buffer)
+            write_atomic(path, buffer.getvalue())
         accelerator.wait_for_everyone()
     return torch.load(path, weights_only=True)

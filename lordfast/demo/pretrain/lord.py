@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from lordfast.adapter.save_load import CONFIG_NAME, WEIGHTS_NAME
-from lordfast.data.procedural import ProceduralImage, make_faces, make_landscapes, write_folder
+from lordfast.data.procedural import ProceduralImage, make_faces, make_landscapes, write_folder_once
 from lordfast.defense.stage1 import run_stage1
 from lordfast.demo import recipes
 from lordfast.files import write_atomic
@@ -28,7 +27,7 @@ def train_lord(model: Path, out: Path, steps: int, pictures: int, common: dict[s
         The summary of Stage 1.
     """
     data = out.with_name(f"{out.name}-pictures")
-    on_main(accelerator, lambda: None if data.exists() else _write(data, pictures, common["seed"]))
+    on_main(accelerator, lambda: write_folder_once(data, lambda: _pictures(pictures, common["seed"])))
     scale = recipes.FULL._replace(others=pictures, stage1_steps=steps)
     config = recipes.stage1(out, data, scale, {**common, "cache_dir": out.with_name("cache")}, model=str(model))
     result = run_stage1(config)
@@ -36,16 +35,12 @@ def train_lord(model: Path, out: Path, steps: int, pictures: int, common: dict[s
     return result
 
 
-def _write(folder: Path, n: int, seed: int) -> None:
+def _pictures(n: int, seed: int) -> list[ProceduralImage]:
     places = n // LANDSCAPE_SHARE
-    items: list[ProceduralImage] = [
+    return [
         *make_faces(n - places, derive_seed(seed, "lord", "faces")),
         *make_landscapes(places, derive_seed(seed, "lord", "landscapes")),
     ]
-    temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    write_folder(items, temporary)
-    temporary.rename(folder)
 
 
 def _ship(run: Path, folder: Path) -> None:
