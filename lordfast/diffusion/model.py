@@ -155,26 +155,34 @@ class LatentDiffusion:
 
     # --- diffuse ------------------------------------------------------------------------------------------------
 
-    def _signal_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    def signal_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(a_t) and sqrt(1 - a_t), fp32, each (B, 1, 1, 1); a_t is the cumulative product of the alphas up to t."""
         alpha = self._alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
         return alpha.sqrt(), (1 - alpha).sqrt()
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """z_t = sqrt(a_t) z + sqrt(1 - a_t) noise, fp32."""
-        signal, sigma = self._signal_noise(timesteps)
+        signal, sigma = self.signal_noise(timesteps)
         return signal * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the denoiser should predict: the noise, or v = sqrt(a_t) noise - sqrt(1 - a_t) z."""
         if self.prediction_type == "epsilon":
             return noise
-        signal, sigma = self._signal_noise(timesteps)
+        signal, sigma = self.signal_noise(timesteps)
         return signal * noise - sigma * latents
 
     def predict(self, noisy: Tensor, timesteps: Tensor, text: Text) -> Tensor:
         """The denoiser's prediction for z_t, fp32, with the shape of `noisy`."""
         text = {key: value.to(self.dtype) for key, value in text.items()}
         return self.unet(noisy.to(self.dtype), timesteps, **text).sample.float()
+
+    def split(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean latents and the noise that, by the denoiser's `prediction`, make up z_t; both like `noisy`."""
+        signal, sigma = self.signal_noise(timesteps)
+        if self.prediction_type == "epsilon":
+            return (noisy - sigma * prediction) / signal, prediction
+        return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
 
     def loss(self, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Text) -> Tensor:
         """L_LDM of Eq. 6, the prediction's mean squared error of each sample, (B,) fp32."""
