@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lordfast.attacks.folder import run_attack
+from lordfast.attacks.run import run_attack
 from lordfast.data import draw_identity, draw_scene, make_faces, make_landscapes
 from lordfast.data.procedural import ProceduralImage, write_folder_once
 from lordfast.defense.stage1 import run_stage1
