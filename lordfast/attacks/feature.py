@@ -2,61 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lordfast.attacks.budget import parse_budget
 from lordfast.attacks.engine import PgdSettings
+from lordfast.attacks.modules import DECODES, ENCODES, Module, caught_outputs, modules_of
 from lordfast.attacks.options import SteppedConfig
 from lordfast.attacks.protocol import Attack, Inputs, Preset
 from lordfast.diffusion import LatentDiffusion
-
-Module = Literal[
-    "vae-encoder",
-    "quant-conv",
-    "self-attention",
-    "cross-attention",
-    "feed-forward",
-    "resnet",
-    "post-quant-conv",
-    "vae-decoder",
-]
-
-# Part of the model, and the names of the modules in it.
-_WHERE: dict[str, tuple[str, str]] = {
-    "vae-encoder": ("vae", r"encoder"),
-    "quant-conv": ("vae", r"quant_conv"),
-    "self-attention": ("unet", r".*\.attn1"),
-    "cross-attention": ("unet", r".*\.attn2"),
-    "feed-forward": ("unet", r".*\.ff"),
-    "resnet": ("unet", r".*\.resnets\.\d+"),
-    "post-quant-conv": ("vae", r"post_quant_conv"),
-    "vae-decoder": ("vae", r"decoder"),
-}
-_ENCODES = ("vae-encoder", "quant-conv")
-_DECODES = ("post-quant-conv", "vae-decoder")
-
-
-@contextmanager
-def _caught(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """The outputs of `modules`, in the order in which they are called."""
-    found: list[Tensor] = []
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        found.append(output[0] if isinstance(output, tuple) else output)
-
-    hooks = [module.register_forward_hook(keep) for module in modules]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @dataclass(frozen=True)
@@ -70,25 +26,12 @@ class FeatureLoss:
     module: Module
     direction: int = 1
 
-    def modules(self, model: LatentDiffusion) -> list[nn.Module]:
-        """The modules of this kind.
-
-        Raises:
-            ValueError: the model has none.
-        """
-        part, pattern = _WHERE[self.module]
-        named = getattr(model, part).named_modules()
-        found = [module for name, module in named if re.fullmatch(pattern, name)]
-        if not found:
-            raise ValueError(f"module: {model.name} has no {self.module}")
-        return found
-
     def __call__(self, model: LatentDiffusion, inputs: Inputs) -> Tensor:
-        modules = self.modules(model)
-        with _caught(modules) as ours:
+        modules = modules_of(model, self.module)
+        with caught_outputs(modules) as ours:
             self._run(model, inputs, inputs.pixels, inputs.latents)
-        with _caught(modules) as clean, torch.no_grad():
-            encoded = inputs.original if self.module in _ENCODES else model.encode(inputs.original)
+        with caught_outputs(modules) as clean, torch.no_grad():
+            encoded = inputs.original if self.module in ENCODES else model.encode(inputs.original)
             self._run(model, inputs, inputs.original, encoded)
         distances = [
             (one.float() - other.float()).square().flatten(1).mean(1) for one, other in zip(ours, clean, strict=True)
@@ -96,12 +39,12 @@ class FeatureLoss:
         return torch.stack(distances).mean(0)
 
     def _run(self, model: LatentDiffusion, inputs: Inputs, pixels: Tensor, latents: Tensor) -> None:
-        if self.module in _ENCODES:
+        if self.module in ENCODES:
             model.encode_moments(pixels)
             return
         noisy = model.add_noise(latents, inputs.noise, inputs.timesteps)
         prediction = model.predict(noisy, inputs.timesteps, inputs.text)
-        if self.module in _DECODES:
+        if self.module in DECODES:
             model.decode(model.split(noisy, prediction, inputs.timesteps)[0])
 
 
@@ -135,9 +78,8 @@ def feature_loss(config: FeatureConfig, model: LatentDiffusion) -> FeatureLoss:
     Raises:
         ValueError: the model has no such module.
     """
-    loss = FeatureLoss(config.module)
-    loss.modules(model)
-    return loss
+    modules_of(model, config.module)
+    return FeatureLoss(config.module)
 
 
 ATTACKS = (

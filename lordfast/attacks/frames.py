@@ -14,8 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from lordfast.attacks.budget import Budget
-from lordfast.data import fit_image
-from lordfast.data.images import load_layers, on_white
+from lordfast.data.images import fit_layers, load_layers, on_white
 from lordfast.data.tiles import Tiling
 from lordfast.pixels import Uint8Image
 
@@ -99,9 +98,7 @@ def open_frame(path: Path, size: Size, side: int, multiple: int) -> Frame:
     """
     colours, alpha = load_layers(path)
     if size == "model":
-        if alpha is not None:
-            alpha = fit_image(np.repeat(alpha[..., None], 3, axis=2), side)[..., 0]
-        return Frame.of(fit_image(colours, side), alpha)
+        return Frame.of(*fit_layers((colours, alpha), side))
     height, width = colours.shape[:2]
     if size == "original":
         scaled = _Scaled(height, width, side, multiple)

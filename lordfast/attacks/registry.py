@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from lordfast.attacks import ace, antidreambooth, feature, mist, pgd, photoguard
+from lordfast.attacks import ace, ace_plus, aspl, feature, fsmg, mist, pgd, photoguard
 from lordfast.attacks.protocol import Attack
 
 ATTACKS: dict[str, Attack] = {
-    attack.name: attack for family in (pgd, mist, photoguard, antidreambooth, ace, feature) for attack in family.ATTACKS
+    attack.name: attack
+    for family in (pgd, mist, photoguard, fsmg, aspl, ace, ace_plus, feature)
+    for attack in family.ATTACKS
 }
 
 

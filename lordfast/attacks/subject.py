@@ -36,7 +36,8 @@ def attack_subject(
     *,
     batch_size: int,
     resume: bool,
-    log: Log,
+    log: Log | None = None,
+    show: bool = True,
 ) -> None:
     """Run `phases` over all images of `jobs`, which are held in memory, and write the PNGs and captions into `folder`.
 
@@ -90,7 +91,7 @@ def attack_subject(
 
     count = sum(map(len, views))
     total = sum(phase.steps for phase in phases if isinstance(phase, Perturb)) * count
-    with StopOnSignal() as stop, progress("attacking", total, start=_done(phases, moment, views)) as advance:
+    with StopOnSignal() as stop, progress("attacking", total, start=_done(phases, moment, views), show=show) as advance:
 
         def save(make: Callable[[], Moment]) -> None:
             keeper.offer(make, at_once=stop.requested)

@@ -10,8 +10,8 @@ import pytest
 from lordfast.attacks import folder as folder_module
 from lordfast.attacks import subject as subject_module
 from lordfast.attacks.engine import PgdSettings, probe_loss
-from lordfast.attacks.feature import Module
 from lordfast.attacks.frames import Frame
+from lordfast.attacks.modules import Module
 from lordfast.attacks.protocol import AttackLoss
 from lordfast.attacks.registry import ATTACKS
 from lordfast.attacks.run import run_attack

@@ -1,10 +1,9 @@
-"""Anti-DreamBooth: FSMG on a fixed fine-tuned surrogate, ASPL on one that is trained in turn with the images."""
+"""FSMG: gradients on a surrogate that was fine-tuned on the clean images; and Anti-DreamBooth's targeted loss."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,8 +17,6 @@ from lordfast.attacks.protocol import (
     Perturb,
     Phase,
     Preset,
-    Recall,
-    Remember,
     Train,
 )
 from lordfast.attacks.target import Target
@@ -68,27 +65,7 @@ class FsmgConfig(TargetOptions, SurrogateOptions, SteppedConfig):
     """Optimiser steps of the surrogate on the clean images before the attack."""
 
 
-@dataclass(kw_only=True)
-class AsplConfig(TargetOptions, SurrogateOptions, SteppedConfig):
-    """Perturb a folder of images in turn with a surrogate that trains on them (ASPL)."""
-
-    eps: str = "0.025"
-    """Budget in [0, 1] pixels."""
-    step_size: str = "0.0025"
-    """Step in [0, 1] pixels."""
-    rounds: int = 50
-    """N: outer iterations."""
-    train_steps: int = 3
-    """M: optimiser steps of a copy on the clean images, and of the surrogate on the perturbed ones, in each round."""
-    attack_steps: int = 6
-    """K: image steps in each round."""
-    surrogate: Literal["lora", "unet"] = "unet"
-    """What is trained: a LoRA, or the whole UNet (in fp32, with AdamW's two moments: 16 bytes a weight)."""
-    surrogate_lr: float = 5e-7
-    """Learning rate of AdamW, which starts afresh in every phase of training; a LoRA wants about 1e-4."""
-
-
-def surrogate_loss(config: FsmgConfig | AsplConfig, model: LatentDiffusion) -> AttackLoss:
+def surrogate_loss(config: TargetOptions, model: LatentDiffusion) -> AttackLoss:
     """The loss of the targeted or the plain variant.
 
     Raises:
@@ -103,17 +80,10 @@ def fsmg_schedule(config: FsmgConfig) -> Sequence[Phase]:
     return [Train("clean", config.train_steps), Perturb(config.attack_steps)]
 
 
-def aspl_schedule(config: AsplConfig) -> Sequence[Phase]:
-    """A round: look ahead with a copy trained on clean images, attack it, drop it; train on the perturbed images."""
-    train, attack = config.train_steps, config.attack_steps
-    one: list[Phase] = [Remember(), Train("clean", train), Perturb(attack), Recall(), Train("perturbed", train)]
-    return config.rounds * one
-
-
 RULE = "ascends the diffusion loss; with --targeted, that less the distance of x_hat_{t-1} to the noised target"
 SOURCE = "Van Le et al. 2023, Anti-DreamBooth: Protecting Users from Personalized Text-to-Image Synthesis"
-_ORIGINAL = "eps 0.05, step 0.005 on [-1, 1] tensors"
-_PIXELS = {"eps": "0.025", "step_size": "0.0025", "random_start": False}
+ORIGINAL = "eps 0.05, step 0.005 on [-1, 1] tensors"
+PIXELS = {"eps": "0.025", "step_size": "0.0025", "random_start": False}
 
 ATTACKS = (
     Attack(
@@ -125,33 +95,7 @@ ATTACKS = (
         loss=surrogate_loss,
         schedule=fsmg_schedule,
         presets={
-            "antidreambooth-fsmg": Preset(f"{_ORIGINAL}, 100 iterations", {**_PIXELS, "attack_steps": 100}),
-        },
-    ),
-    Attack(
-        name="aspl",
-        summary="Anti-DreamBooth: PGD in turn with a surrogate's fine-tuning, untargeted or --targeted",
-        rule=(
-            "N rounds: copy the surrogate, train the copy M steps on the clean images, K image steps on it, drop it; "
-            f"train the surrogate M steps on the perturbed images. Each image step {RULE}"
-        ),
-        source=SOURCE,
-        config=AsplConfig,
-        loss=surrogate_loss,
-        schedule=aspl_schedule,
-        presets={
-            "antidreambooth": Preset(
-                f"{_ORIGINAL}, N 50, M 3, K 6, UNet and text encoder at lr 5e-7",
-                {
-                    **_PIXELS,
-                    "rounds": 50,
-                    "train_steps": 3,
-                    "attack_steps": 6,
-                    "surrogate": "unet",
-                    "surrogate_text_encoder": True,
-                    "surrogate_lr": 5e-7,
-                },
-            ),
+            "antidreambooth-fsmg": Preset(f"{ORIGINAL}, 100 iterations", {**PIXELS, "attack_steps": 100}),
         },
     ),
 )
