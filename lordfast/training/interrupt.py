@@ -27,6 +27,9 @@ class Interrupted(Exception):
 class StopOnSignal:
     """A context in which SIGINT or SIGTERM sets `requested`; a second SIGINT raises KeyboardInterrupt.
 
+    Contexts nest: what an inner one was asked, the outer one learns when the inner one ends, so that work in several
+    parts does not begin the next part after a signal that came too late to stop this one.
+
     Under torchrun it does not: the launcher sends its own copy of every signal that the terminal sent already, and
     kills the process when it takes too long.
     """
@@ -55,3 +58,6 @@ class StopOnSignal:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if self.requested and isinstance(outer, StopOnSignal):
+                outer.requested = True
