@@ -35,7 +35,7 @@ def _cell(estimate: dict[str, Any] | None, n: int, signed: bool = False) -> str:
 
 def sections(results: dict[str, Any]) -> list[Section]:
     """A table per measure: a row per condition."""
-    columns = ["LoRA trained on", "n", "distance", "worse than clean by", "purified - attacked", "recovered share"]
+    columns = ["LoRA trained on", "n", "distance", "worse than clean by", "purified - unpurified", "recovered share"]
     found = []
     for index, measure in enumerate(results["rows"][0]["measures"]):
         lines = []
@@ -75,11 +75,17 @@ def _state(results: dict[str, Any]) -> str:
         lines[-1] += " on the replicates that n counts; a row without any shows dashes."
         lines += [f"* failed: {one['cell']}: {one['type']}: {_line(one['message'])}" for one in results["failed"]]
         lines.append("")
+    people = "identity" if results["identities"] == 1 else "identities"
+    parts = [f"{results['identities']} {people}", f"{_count(results['seeds'], 'seed')} each"]
     lines.append(
-        f"{results['replicates']} replicates: {results['identities']} identities, {results['seeds']} "
-        f"{'seeds' if results['seeds'] > 1 else 'seed'} each; attack {results['attack']}, model {results['model']}."
+        f"{_count(results['replicates'], 'replicate')}: {', '.join(parts)}; attack {results['attack']}, model "
+        f"{results['model']}."
     )
     return "\n".join(lines) + "\n"
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def _line(text: str) -> str:
@@ -104,7 +110,7 @@ def _reading(results: dict[str, Any]) -> str:
         f"effect.**{few}{shared if several else ''}\n\n"
         "* distance: of generated pictures to fresh clean pictures of the same identity; mean over replicates.\n"
         "* worse than clean by: this condition - clean, within a replicate.\n"
-        "* purified - attacked: with the purifier - without it, on the same pictures, within a replicate; below 0 it "
+        "* purified - unpurified: with the purifier - without it, on the same pictures, within a replicate; below 0 it "
         f"helps.{chance if count else ''}\n"
         "* recovered share: mean(attacked - purified) / mean(attacked - clean). The means are divided, not the "
         "replicates' values: a single replicate's denominator may be near 0. 1 is everything, 0 nothing, above 1 "
