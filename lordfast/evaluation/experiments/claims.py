@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -111,9 +112,9 @@ def _place(folder: Path) -> bool:
     (made / _OWNER).write_text(json.dumps(asdict(Owner.here())), encoding="utf-8")
     try:
         made.rename(folder / LOCK)
-    except OSError:
+    except OSError as error:
         # A folder that is not empty can't be replaced: somebody else was first. Any other reason is an error.
-        if not (folder / LOCK).is_dir():
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         return False
     finally:

@@ -49,10 +49,10 @@ def recovered_share(clean: Values, attacked: Values, purified: Values, seed: int
     found = {"value": float(gains.mean() / losses.mean()), "low": None, "high": None, "n": len(names)}
     if len(names) > 1:
         least, _ = bootstrap_interval(lambda drawn: float(drawn.mean()), losses, seed=seed)
-        low, high = bootstrap_interval(_ratio, np.stack([gains, losses], axis=1), seed=seed)
-        if least is not None and least > 0 and low is not None and high is not None:
-            finite = math.isfinite(low) and math.isfinite(high)
-            found |= {"low": low, "high": high} if finite else {}
+        if least is not None and least > 0:
+            low, high = bootstrap_interval(_ratio, np.stack([gains, losses], axis=1), seed=seed)
+            if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+                found |= {"low": low, "high": high}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from lordfast.files import write_atomic
@@ -13,10 +14,10 @@ def _split(path: Path) -> tuple[str, str]:
     if not path.is_file():
         raise ValueError(f"page: {path} does not exist; expected a file that holds the lines {BEGIN} and {END}")
     text = path.read_bytes().decode("utf-8")
-    lines = [line.strip() for line in text.splitlines()]
-    if lines.count(BEGIN) != 1 or lines.count(END) != 1 or lines.index(BEGIN) > lines.index(END):
+    begins, ends = (list(re.finditer(rf"^{re.escape(mark)}\s*?$", text, re.MULTILINE)) for mark in (BEGIN, END))
+    if len(begins) != 1 or len(ends) != 1 or begins[0].start() > ends[0].start():
         raise ValueError(f"page: expected the line {BEGIN} once in {path}, and then {END} once, each by itself")
-    return text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    return text[: begins[0].start() + len(BEGIN)], text[ends[0].start() :]
 
 
 def check_page(path: Path) -> None:

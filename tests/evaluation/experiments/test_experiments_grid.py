@@ -1,12 +1,14 @@
 """The bookkeeping of a grid with toy cells: once, interrupted, failed, retried, and shared between processes."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -192,36 +194,38 @@ def test_the_lock_of_a_dead_process_is_taken_over(toys: Toys) -> None:
     assert toys.grid().run().complete
 
 
-WORKER = """
-import os, sys, time
-from pathlib import Path
-from lordfast.evaluation.experiments.grid import Cell, Grid
+def share(folder: Path, kill: str, together: int) -> None:
+    """What each of `together` processes does: 30 cells and their sum, in the same grid."""
 
-folder, kill = Path(sys.argv[1]), sys.argv[2]
+    def work(run: CellRun) -> dict[str, Any]:
+        with (folder / "log").open("a") as log:
+            log.write(f"{run.folder.name} {os.getpid()}\n")
+        if run.folder.name == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        # Longer than the other needs to look round: who shares, gets some.
+        time.sleep(0.02)
+        return {"total": sum(result["total"] for result in run.results.values()) + 1}
 
-def work(run):
-    with open(folder / "log", "a") as log:
-        log.write(f"{run.folder.name} {os.getpid()}\\n")
-    if run.folder.name == kill:
-        os.kill(os.getpid(), 9)
-    # Longer than the others need to begin: who shares, gets some.
-    time.sleep(0.05)
-    return {"total": sum(result["total"] for result in run.results.values()) + 1}
-
-names = [f"c{i}" for i in range(30)]
-cells = [Cell(name, {}, work) for name in names] + [Cell("sum", {}, work, tuple(names))]
-(folder / f"ready-{os.getpid()}").touch()
-while len(list(folder.glob("ready-*"))) < int(sys.argv[3]):
-    time.sleep(0.01)
-status = Grid(folder / "grid", cells).run(poll=0.05)
-assert status.complete and status.done["sum"]["total"] == 31, status
-"""
+    names = [f"c{i}" for i in range(30)]
+    cells = [Cell(name, {}, work) for name in names] + [Cell("sum", {}, work, tuple(names))]
+    (folder / f"ready-{os.getpid()}").touch()
+    while len(list(folder.glob("ready-*"))) < together:
+        time.sleep(0.01)
+    status = Grid(folder / "grid", cells).run(poll=0.05)
+    assert status.complete and status.done["sum"]["total"] == 31
 
 
-def start(folder: Path, kill: str, together: int) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-c", WORKER, str(folder), kill, str(together)]
-    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+def started(folder: Path, kill: str, together: int) -> list[BaseProcess]:
+    # Forked: a fresh interpreter would spend nearly all of the test on imports.
+    context = multiprocessing.get_context("fork")
+    processes: list[BaseProcess] = [
+        context.Process(target=share, args=(folder, kill, together)) for _ in range(together)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return processes
 
 
 def done_by(folder: Path) -> tuple[list[str], set[str]]:
@@ -230,21 +234,14 @@ def done_by(folder: Path) -> tuple[list[str], set[str]]:
 
 
 def test_two_processes_share_the_work(tmp_path: Path) -> None:
-    processes = [start(tmp_path, "none", 2) for _ in range(2)]
-    for process in processes:
-        _, error = process.communicate()
-        assert process.returncode == 0, error
+    assert [process.exitcode for process in started(tmp_path, "none", 2)] == [0, 0]
     names, pids = done_by(tmp_path)
     assert names == sorted([*(f"c{i}" for i in range(30)), "sum"]) and len(pids) == 2
 
 
-def test_what_a_killed_process_held_is_done_by_the_other(tmp_path: Path) -> None:
-    killed = start(tmp_path, "c0", 1)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    assert owner_of(tmp_path / "grid" / "c0") is not None
-    other = start(tmp_path, "none", 1)
-    _, error = other.communicate()
-    assert other.returncode == 0, error
-    names, _ = done_by(tmp_path)
-    assert names.count("c0") == 2 and len(names) == 32
+def test_what_a_killed_process_held_is_done_by_the_next(tmp_path: Path) -> None:
+    assert [process.exitcode for process in started(tmp_path, "c3", 1)] == [-signal.SIGKILL]
+    assert owner_of(tmp_path / "grid" / "c3") is not None
+    assert [process.exitcode for process in started(tmp_path, "none", 1)] == [0]
+    names, pids = done_by(tmp_path)
+    assert names.count("c3") == 2 and len(names) == 32 and len(pids) == 2
