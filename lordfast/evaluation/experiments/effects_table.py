@@ -15,7 +15,8 @@ _PARTS = ("value", "low", "high", "n")
 
 def short(features: str) -> str:
     """``classifier:load_classifier`` of ``lordfast.demo.classifier:load_classifier``, a file's name of its path."""
-    return features.rpartition("/")[2] if "/" in features else ":".join(features.rpartition(":")[::2]).strip(":")
+    module, colon, factory = features.rpartition(":")
+    return f"{module.rpartition('.')[2]}:{factory}" if colon else features.rpartition("/")[2]
 
 
 def title_of(measure: dict[str, Any]) -> str:
@@ -76,15 +77,16 @@ def _state(results: dict[str, Any]) -> str:
         lines += [f"* failed: {one['cell']}: {one['type']}: {_line(one['message'])}" for one in results["failed"]]
         lines.append("")
     people = "identity" if results["identities"] == 1 else "identities"
-    parts = [f"{results['identities']} {people}", f"{_count(results['seeds'], 'seed')} each"]
+    parts = [f"{results['identities']} {people}", f"{counted(results['seeds'], 'seed')} each"]
     lines.append(
-        f"{_count(results['replicates'], 'replicate')}: {', '.join(parts)}; attack {results['attack']}, model "
+        f"{counted(results['replicates'], 'replicate')}: {', '.join(parts)}; attack {results['attack']}, model "
         f"{results['model']}."
     )
     return "\n".join(lines) + "\n"
 
 
-def _count(n: int, word: str) -> str:
+def counted(n: int, word: str) -> str:
+    """``1 seed``, ``2 seeds``."""
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 

@@ -45,7 +45,7 @@ class PurifiersConfig(GridConfig):
     model: str = "demo"
     """A diffusers folder, a hub id, or demo."""
     data: Path | None = None
-    """Folder with a sub-folder of images per identity; without it, people are drawn (with --model demo only)."""
+    """Folder with a sub-folder of images per identity; without it, people are drawn, as the model demo knows them."""
     landscape: bool = False
     """Draw places instead of people."""
     prompt: str | None = None

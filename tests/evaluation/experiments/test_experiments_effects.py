@@ -169,11 +169,12 @@ def test_the_chart_shows_each_mean_and_interval(tmp_path: Path) -> None:
     figure = chart(results())
     frechet, kernel = figure.axes
     dots = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in frechet.lines if line.get_marker() == "o"}
-    assert dots == {0: 12, 1: 19, 2: 16, 3: 12}
+    assert dots == {1: 7, 2: 4, 3: 0}
     spans = [tuple(line.get_xdata()) for line in kernel.lines if line.get_marker() == "None" and line.get_alpha()]
-    assert spans[2] == (pytest.approx(0.7043, abs=1e-3), pytest.approx(2.4957, abs=1e-3))
+    # Differences 0.3, 0.3 and 0.6: their standard deviation and the root of 3 cancel.
+    assert spans[1] == (pytest.approx(0.4 - T2 / 10), pytest.approx(0.4 + T2 / 10))
     dashed = [line.get_xdata()[0] for line in frechet.lines if line.get_label() in ("clean", "attacked 8/255")]
-    assert dashed == [12, 19]
+    assert dashed == [0, 7]
     assert [text.get_text() for text in frechet.get_yticklabels()][2] == "attacked 8/255, jpeg"
     half = chart(results(left=4, drop="attacked-8-255+jpeg"))
     assert half.get_suptitle().startswith("UNFINISHED")
