@@ -42,6 +42,15 @@ def load_image(path: str | Path) -> Uint8Image:
         BadImageError: missing, empty, truncated, not an image, larger than Pillow's decompression-bomb limit, or pixel
             values outside the ranges above.
     """
+    return on_white(*load_layers(path))
+
+
+def load_layers(path: str | Path) -> tuple[Uint8Image, npt.NDArray[np.uint8] | None]:
+    """What `load_image` reads, before it is composited: colours (H, W, 3) and alpha (H, W), None in modes without.
+
+    Raises:
+        BadImageError: as `load_image`.
+    """
     path = Path(path)
     try:
         if path.stat().st_size == 0:
@@ -49,7 +58,7 @@ def load_image(path: str | Path) -> Uint8Image:
         with Image.open(path) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened) or opened
-            return _to_rgb(image)
+            return _to_layers(image)
     except BadImageError:
         raise
     except FileNotFoundError:
@@ -62,14 +71,22 @@ def load_image(path: str | Path) -> Uint8Image:
         raise BadImageError(path, f"{type(error).__name__}: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Uint8Image:
+def _to_layers(image: Image.Image) -> tuple[Uint8Image, npt.NDArray[np.uint8] | None]:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return np.repeat(_grey_to_uint8(np.asarray(image))[..., None], 3, axis=2)
+        return np.repeat(_grey_to_uint8(np.asarray(image))[..., None], 3, axis=2), None
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, rgba)
-    return np.array(image.convert("RGB"))
+        layers = np.array(image.convert("RGBA"))
+        return np.ascontiguousarray(layers[..., :3]), np.ascontiguousarray(layers[..., 3])
+    return np.array(image.convert("RGB")), None
+
+
+def on_white(colours: Uint8Image, alpha: npt.NDArray[np.uint8] | None) -> Uint8Image:
+    """`colours` (H, W, 3) with transparency `alpha` (H, W) over white, uint8 (H, W, 3)."""
+    if alpha is None:
+        return colours
+    rgba = Image.fromarray(np.dstack([colours, alpha]))
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return np.array(Image.alpha_composite(white, rgba).convert("RGB"))
 
 
 def _grey_to_uint8(pixels: npt.NDArray[np.generic]) -> Uint8Image:

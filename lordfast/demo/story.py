@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lordfast.attacks.folder import run_attack
+from lordfast.attacks.run import run_attack
 from lordfast.data import DrawnSubject, make_faces, make_landscapes
 from lordfast.data.procedural import write_folder_once
 from lordfast.defense.stage1 import run_stage1

@@ -27,8 +27,7 @@ class Interrupted(Exception):
 class StopOnSignal:
     """A context in which SIGINT or SIGTERM sets `requested`; a second SIGINT raises KeyboardInterrupt.
 
-    Contexts nest: what an inner one was asked, the outer one learns when the inner one ends, so that work in several
-    parts does not begin the next part after a signal that came too late to stop this one.
+    Contexts nest: what the inner one was asked for, the outer one learns when it ends.
 
     Under torchrun it does not: the launcher sends its own copy of every signal that the terminal sent already, and
     kills the process when it takes too long.

@@ -10,9 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from lordfast.attacks.folder import ATTACKS, AttackConfig
-
-DEFAULT_ATTACK = "pgd"
+from lordfast.attacks.registry import find_attack
 
 
 def attack_class(name: str) -> type[Any]:
@@ -21,9 +19,7 @@ def attack_class(name: str) -> type[Any]:
     Raises:
         ValueError: an unknown one.
     """
-    if name not in ATTACKS:
-        raise ValueError(f"attack: expected one of {', '.join(ATTACKS)}, got {name!r}")
-    return AttackConfig
+    return find_attack(name).config
 
 
 def purifier_class(name: str) -> type[Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lordfast.attacks.folder import run_attack
+from lordfast.attacks.run import run_attack
 from lordfast.evaluation.config import EvaluateConfig
 from lordfast.evaluation.evaluate import run_evaluate
 from lordfast.evaluation.experiments.choices import attack_class, build, parse_options, purifier_class

@@ -11,7 +11,7 @@ import numpy as np
 
 from lordfast.attacks.budget import parse_budget
 from lordfast.diffusion import LatentDiffusion, load_model
-from lordfast.evaluation.experiments.choices import DEFAULT_ATTACK, attack_class, parse_options, purifier_class
+from lordfast.evaluation.experiments.choices import attack_class, parse_options, purifier_class
 from lordfast.evaluation.experiments.conditions import RESERVED, Condition, collect, list_cells, list_conditions
 from lordfast.evaluation.experiments.effects import table_rows
 from lordfast.evaluation.experiments.effects_chart import write_chart
@@ -58,7 +58,7 @@ class PurifiersConfig(GridConfig):
     """Pictures that are attacked and trained on."""
     reference: int = 256
     """Fresh pictures of the same identity to measure against; with --data, at most what is left."""
-    attack: str = DEFAULT_ATTACK
+    attack: str = "ace"
     """Which attack."""
     attack_options: tuple[str, ...] = ()
     """Its options as NAME=VALUE words, such as attack-steps=40."""

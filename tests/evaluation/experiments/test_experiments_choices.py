@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from lordfast.attacks.folder import AttackConfig
+from lordfast.attacks.ace import AceConfig
 from lordfast.data import list_images, load_image, make_faces, write_folder
 from lordfast.evaluation.experiments.choices import attack_class, build, parse_options
 from lordfast.evaluation.experiments.subjects import (
@@ -42,7 +42,7 @@ def test_words_become_values_of_the_fields_types() -> None:
         "target": Path("a/b.png"),
         "side": None,
     }
-    found = parse_options(["attack-steps=3", "step-size=2/255"], AttackConfig, "attack_options", [])
+    found = parse_options(["attack-steps=3", "step-size=2/255"], AceConfig, "attack_options", [])
     assert found == {"attack_steps": 3, "step_size": "2/255"}
     assert parse_options(["eps=0.06", "weight=2"], Options, "options", []) == {"eps": "0.06", "weight": 2.0}
 
