@@ -64,6 +64,15 @@ def test_a_share_of_what_may_be_nothing_has_no_bounds() -> None:
     found = recovered_share(CLEAN, near_zero, PURIFIED)
     assert found is not None and found["value"] == pytest.approx((3 - 4 + 4) / 15)
     assert found["low"] is None and found["high"] is None
+    # The same where resamples with a denominator of 0 go both ways, so that the quantiles of the ratio are finite.
+    losses = [1, 2, 1, 0, 1, 2, 2, 0, 0, 0, 1, -2, 1]
+    gains = [-2, -1, -1, -1, 1, 2, 0, 3, -1, 1, 2, 0, -1]
+    names = [f"r{i:02d}" for i in range(13)]
+    zero = dict.fromkeys(names, 0.0)
+    attacked = {name: float(loss) for name, loss in zip(names, losses, strict=True)}
+    purified = {name: loss - gain for name, loss, gain in zip(names, losses, gains, strict=True)}
+    found = recovered_share(zero, attacked, purified)
+    assert found is not None and found["value"] == pytest.approx(sum(gains) / sum(losses)) and found["low"] is None
     helped = {name: value - 1 for name, value in CLEAN.items()}
     assert recovered_share(CLEAN, helped, PURIFIED) is None
     one = recovered_share(CLEAN, ATTACKED, {"r0": 13.0})

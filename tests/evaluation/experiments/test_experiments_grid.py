@@ -95,6 +95,30 @@ def test_a_failed_cell_runs_again_only_when_asked_and_from_nothing(toys: Toys) -
     assert not (toys.folder / "x" / "c" / "error.json").exists()
 
 
+def test_what_another_process_has_tried_again_is_not_tried_once_more(toys: Toys) -> None:
+    toys.bad = {"a", "e"}
+    toys.grid().run()
+    toys.calls.clear()
+    toys.bad = set()
+    grid = toys.grid()
+    meanwhile = {"type": "RuntimeError", "message": "[no] e", "traceback": "", "at": "later"}
+
+    def slow(run: CellRun) -> dict[str, Any]:
+        (grid.path("x/e") / "error.json").write_text(json.dumps(meanwhile))
+        return {"total": 1}
+
+    grid.cells["x/a"] = Cell("x/a", {"value": 1}, slow)
+    assert grid.run(retry=True).failed == {"x/e": meanwhile}
+    assert toys.calls == ["c", "d"]
+
+
+def test_the_time_of_earlier_sessions_counts(toys: Toys) -> None:
+    (toys.folder / "x" / "a").mkdir(parents=True)
+    (toys.folder / "x" / "a" / "seconds.json").write_text('{"first": 100}')
+    seconds = toys.grid().run().done["x/a"]["seconds"]
+    assert 100 <= seconds["first"] < 160 and seconds["second"] < 60
+
+
 def test_a_signal_stops_between_steps_and_the_cell_goes_on_later(toys: Toys) -> None:
     grid = toys.grid()
 
@@ -113,7 +137,6 @@ def test_a_signal_stops_between_steps_and_the_cell_goes_on_later(toys: Toys) -> 
     assert not (grid.path("x/b") / "error.json").exists()
     status = toys.grid().run()
     assert totals(status) == ALL and toys.calls == ["a", "b", "b", "c", "d", "e"]
-    # The time of both sessions.
     assert set(status.done["x/b"]["seconds"]) == {"first", "signal", "second"}
 
 
