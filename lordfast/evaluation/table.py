@@ -37,22 +37,23 @@ def sections(summary: dict[str, Any], layers: int | None = None) -> list[Section
     return found
 
 
-def _number(value: float | None, digits: int = 4) -> str:
+def number(value: float | None, digits: int = 4) -> str:
+    """`value` to as many significant digits; a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}g}"
 
 
 def _interval_of(part: dict[str, Any], name: str) -> str:
     low, high = part[f"{name}_low"], part[f"{name}_high"]
-    return "-" if low is None or high is None else f"{_number(low, 3)} to {_number(high, 3)}"
+    return "-" if low is None or high is None else f"{number(low, 3)} to {number(high, 3)}"
 
 
 def _distribution(part: dict[str, Any]) -> Section:
     deviation = part["kernel_distance_std"]
-    kernel = _number(part["kernel_distance"])
+    kernel = number(part["kernel_distance"])
     if deviation is not None:
-        kernel += f" ± {_number(deviation, 2)}"
+        kernel += f" ± {number(deviation, 2)}"
     rows = [
-        ["Frechet distance", _number(part["frechet_distance"]), _interval_of(part, "frechet_distance")],
+        ["Frechet distance", number(part["frechet_distance"]), _interval_of(part, "frechet_distance")],
         ["kernel distance (KID)", kernel, _interval_of(part, "kernel_distance")],
         ["KID subsets", f"{part['kid_subsets']} of {part['kid_subset_size']} images", ""],
         ["images", f"{part['generated']} generated, {part['reference']} reference", ""],
@@ -63,10 +64,10 @@ def _distribution(part: dict[str, Any]) -> Section:
 
 def _pairs(part: dict[str, Any]) -> Section:
     rows = [
-        ["PSNR, mean (dB)", _number(part["psnr"])],
-        ["SSIM, mean", _number(part["ssim"])],
+        ["PSNR, mean (dB)", number(part["psnr"])],
+        ["SSIM, mean", number(part["ssim"])],
         ["largest change (grey levels)", str(part["largest_change"])],
-        ["mean change (grey levels)", _number(part["mean_change"])],
+        ["mean change (grey levels)", number(part["mean_change"])],
     ]
     for side in ("generated", "reference"):
         if part[f"unmatched_{side}"]:
@@ -77,15 +78,15 @@ def _pairs(part: dict[str, Any]) -> Section:
 def _frequency(part: dict[str, Any]) -> Section:
     rows = []
     for label, found in part.items():
-        rows.append([f"{label}: share of the power", _number(found["share"]), _interval_of(found, "share")])
-        rows.append([f"{label}: grey levels", _number(found["amplitude"]), _interval_of(found, "amplitude")])
+        rows.append([f"{label}: share of the power", number(found["share"]), _interval_of(found, "share")])
+        rows.append([f"{label}: grey levels", number(found["amplitude"]), _interval_of(found, "amplitude")])
     return Section("High frequencies (above half of Nyquist's), mean over images", ["images", "value", INTERVAL], rows)
 
 
 def _detection(part: dict[str, Any], layers: int | None) -> Section:
     def row(name: str, values: dict[str, Any]) -> list[str]:
-        means = (_number(values[key]) for key in ("lambda_clean", "lambda_attacked"))
-        return [name, _number(values["auroc"]), _interval_of(values, "auroc"), *means]
+        means = (number(values[key]) for key in ("lambda_clean", "lambda_attacked"))
+        return [name, number(values["auroc"]), _interval_of(values, "auroc"), *means]
 
     ranked = sorted(part["layers"], key=lambda values: -values["auroc"])
     rows = [row("all layers and timesteps", part)]
@@ -97,15 +98,28 @@ def _detection(part: dict[str, Any], layers: int | None) -> Section:
     return Section(title, ["gates", "AUROC", INTERVAL, "lambda clean", "lambda attacked"], rows)
 
 
+def section_to_markdown(section: Section) -> str:
+    """A heading and its table."""
+    lines = [section.columns, ["---"] * len(section.columns), *section.rows]
+    # A bar would end the cell; feature modules are named by the user.
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return f"## {section.title}\n\n{table}\n"
+
+
+def section_to_rich(section: Section) -> Table:
+    """The same for a rich console."""
+    table = Table(title=section.title, title_justify="left")
+    for place, column in enumerate(section.columns):
+        table.add_column(column, justify="right" if place else "left", overflow="fold")
+    for row in section.rows:
+        table.add_row(*row)
+    return table
+
+
 def to_markdown(summary: dict[str, Any]) -> str:
     """Every table, and the warnings, as Markdown."""
-    blocks = []
-    for section in sections(summary):
-        lines = [section.columns, ["---"] * len(section.columns), *section.rows]
-        # A bar would end the cell; feature modules are named by the user.
-        cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-        blocks.append(f"## {section.title}\n\n{table}\n")
+    blocks = [section_to_markdown(section) for section in sections(summary)]
     if summary["warnings"]:
         blocks.append("## Warnings\n\n" + "".join(f"* {text}\n" for text in summary["warnings"]))
     return "\n".join(blocks)
@@ -113,12 +127,4 @@ def to_markdown(summary: dict[str, Any]) -> str:
 
 def to_rich(summary: dict[str, Any]) -> Group:
     """Every table for a rich console."""
-    tables = []
-    for section in sections(summary, SHOWN_LAYERS):
-        table = Table(title=section.title, title_justify="left")
-        for number, column in enumerate(section.columns):
-            table.add_column(column, justify="right" if number else "left", overflow="fold")
-        for row in section.rows:
-            table.add_row(*row)
-        tables.append(table)
-    return Group(*tables)
+    return Group(*(section_to_rich(section) for section in sections(summary, SHOWN_LAYERS)))

@@ -76,7 +76,8 @@ class RunFolder:
             raise ValueError("resume, overwrite: both were given; expected at most one")
         for name in _IMAGE_FOLDERS:
             folder = getattr(config, name, None)
-            if folder is not None and path.resolve().is_relative_to(Path(folder).resolve()):
+            # A field of this name may also count images.
+            if isinstance(folder, str | Path) and path.resolve().is_relative_to(Path(folder).resolve()):
                 # The run's own images would be data of the next run, and of this one when it is resumed.
                 raise ValueError(f"out: {path} lies inside the {name} {folder}; expected a folder apart from it")
         if not _holds_run(path):
