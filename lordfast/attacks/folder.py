@@ -15,14 +15,14 @@ import torch
 from lordfast.attacks.budget import Budget, parse_budget
 from lordfast.attacks.engine import AttackLoss, PgdSettings, perturb, probe_loss
 from lordfast.attacks.pgd import pgd_loss
-from lordfast.data import ImageRecord, load_image, load_images, output_names, save_png
+from lordfast.data import ImageRecord, load_image, load_images, output_names
 from lordfast.diffusion import LatentDiffusion, TensorCache, load_model
 from lordfast.diffusion.cache import cached_text
-from lordfast.files import write_atomic
 from lordfast.training.config import RunConfig, check_choices
 from lordfast.training.examples import list_folder, report_bad
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
+from lordfast.training.results import save_result
 from lordfast.training.run import RunFolder
 
 ATTACKS = ("pgd",)
@@ -150,7 +150,7 @@ def attack_images(
                     row |= {"loss_clean": before[i], "loss_attacked": after[i]}
                     log(row | _distance(images[i], attacked[i]))
             for (record, output, _), image in zip(batch, attacked, strict=True):
-                _save(record, image, folder / output)
+                save_result(record, image, folder / output)
             if stop.requested and number + 1 < len(batches):
                 raise Interrupted(f"after {number + 1} of {len(batches)} batches")
 
@@ -175,13 +175,6 @@ def _distance(original: np.ndarray, attacked: np.ndarray) -> dict[str, float]:
     """The largest change in grey levels, and the L2 norm of all changes in [0, 1] pixels."""
     change = attacked.astype(np.float64) - original
     return {"largest_change": int(np.abs(change).max()), "l2_change": float(np.linalg.norm(change) / 255)}
-
-
-def _save(record: ImageRecord, image: np.ndarray, path: Path) -> None:
-    # The caption first: once the image is there, it counts as done.
-    if record.caption:
-        write_atomic(path.with_suffix(".txt"), record.caption.encode())
-    save_png(image, path)
 
 
 def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:

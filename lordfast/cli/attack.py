@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+from lordfast.cli.choose import choose
 from lordfast.cli.parse import parse, report, run_resumable
+
+KINDS = {"pgd": "projected gradient descent on the diffusion loss (AdvDM), untargeted or --targeted"}
 
 
 def run(args: list[str]) -> None:
     """Parse and attack."""
-    from lordfast.attacks.folder import ATTACKS, AttackConfig, run_attack
+    from lordfast.attacks.folder import AttackConfig, run_attack
 
-    if not args or args[0].startswith("-"):
-        print(
-            "usage: lordfast attack NAME --model MODEL --images DIR --out DIR [options]\n\n"
-            "attacks:\n  pgd  projected gradient descent on the diffusion loss (AdvDM), untargeted or --targeted\n\n"
-            "lordfast attack NAME --help lists the options."
-        )
-        if args and args[0] in ("-h", "--help"):
-            return
-        raise ValueError(f"attack: expected a name ({', '.join(ATTACKS)}) first")
-    name, *rest = args
-    if name not in ATTACKS:
-        raise ValueError(f"attack: expected one of {', '.join(ATTACKS)}, got {name!r}")
+    chosen = choose("attack", KINDS, "--model MODEL --images DIR --out DIR", args)
+    if chosen is None:
+        return
+    name, rest = chosen
     command = f"attack {name}"
     config = parse(AttackConfig, command, rest)
     summary = run_resumable(command, config, lambda: run_attack(name, config))

@@ -6,7 +6,7 @@ May import numpy, Pillow and itself only; everything from ``training`` upwards m
 from lordfast.data.faces import FaceAttributes, FaceIdentity, draw_face, draw_identity, face_caption
 from lordfast.data.folder import ImageRecord, list_images, load_images, output_names
 from lordfast.data.grid import image_grid
-from lordfast.data.images import BadImageError, fit_image, load_image, save_png
+from lordfast.data.images import BadImageError, fit_image, load_image, load_image_alpha, save_png
 from lordfast.data.landscapes import LandscapeAttributes, Scene, draw_landscape, draw_scene, landscape_caption
 from lordfast.data.procedural import ProceduralImage, make_faces, make_landscapes, write_folder
 
@@ -28,6 +28,7 @@ __all__ = [
     "landscape_caption",
     "list_images",
     "load_image",
+    "load_image_alpha",
     "load_images",
     "make_faces",
     "make_landscapes",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from lordfast.files import write_atomic
 from lordfast.pixels import Uint8Image, check_image
 
 Crop = Literal["center", "random"]
+T = TypeVar("T")
 
 
 class BadImageError(ValueError):
@@ -42,14 +44,28 @@ def load_image(path: str | Path) -> Uint8Image:
         BadImageError: missing, empty, truncated, not an image, larger than Pillow's decompression-bomb limit, or pixel
             values outside the ranges above.
     """
-    path = Path(path)
+    return _read(Path(path), _to_rgb)
+
+
+def load_image_alpha(path: str | Path) -> tuple[Uint8Image, Uint8Image | None]:
+    """Read one image file as uint8 RGB (H, W, 3) and its opacity, uint8 (H, W), or None where it has none.
+
+    As `load_image`, except that the colours under transparent pixels are left as they are.
+
+    Raises:
+        BadImageError: as `load_image`.
+    """
+    return _read(Path(path), _to_rgb_and_alpha)
+
+
+def _read(path: Path, convert: Callable[[Image.Image], T]) -> T:
     try:
         if path.stat().st_size == 0:
             raise BadImageError(path, "the file is empty (0 bytes)")
         with Image.open(path) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened) or opened
-            return _to_rgb(image)
+            return convert(image)
     except BadImageError:
         raise
     except FileNotFoundError:
@@ -63,13 +79,21 @@ def load_image(path: str | Path) -> Uint8Image:
 
 
 def _to_rgb(image: Image.Image) -> Uint8Image:
+    rgb, alpha = _to_rgb_and_alpha(image)
+    if alpha is None:
+        return rgb
+    rgba = Image.fromarray(np.dstack([rgb, alpha]))
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return np.array(Image.alpha_composite(white, rgba).convert("RGB"))
+
+
+def _to_rgb_and_alpha(image: Image.Image) -> tuple[Uint8Image, Uint8Image | None]:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return np.repeat(_grey_to_uint8(np.asarray(image))[..., None], 3, axis=2)
+        return np.repeat(_grey_to_uint8(np.asarray(image))[..., None], 3, axis=2), None
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, rgba)
-    return np.array(image.convert("RGB"))
+        rgba = np.array(image.convert("RGBA"))
+        return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
+    return np.array(image.convert("RGB")), None
 
 
 def _grey_to_uint8(pixels: npt.NDArray[np.generic]) -> Uint8Image:

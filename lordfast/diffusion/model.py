@@ -91,15 +91,20 @@ class LatentDiffusion:
         size = self.unet.config.sample_size
         return (size if isinstance(size, int) else size[0]) * self.vae_factor
 
+    @property
+    def resolution_step(self) -> int:
+        """What the sides of images, in pixels, are multiples of: the VAE and the UNet halve by it."""
+        return self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
     def check_resolution(self, resolution: int | None) -> int:
         """`resolution`, or the model's own for None.
 
         Raises:
-            ValueError: it is not a positive multiple of what the VAE and the UNet halve by.
+            ValueError: it is not a positive multiple of `resolution_step`.
         """
         if resolution is None:
             return self.resolution
-        step = self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        step = self.resolution_step
         if resolution <= 0 or resolution % step:
             raise ValueError(f"resolution: expected a positive multiple of {step} for {self.name}, got {resolution}")
         return resolution
