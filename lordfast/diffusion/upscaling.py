@@ -39,8 +39,11 @@ def load_upscaler(upscaler: str | Path, *, device: str = "auto", dtype: str = "f
 
 
 def upscaler_step(pipeline: Any) -> int:
-    """What the sides of images that go in are multiples of: the UNet works at their own size and halves by it."""
-    return 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    """What the sides of images that go in are multiples of.
+
+    The UNet works at their own size and halves by it; the pipeline itself, silently, scales to what the VAE halves by.
+    """
+    return 2 ** (max(len(part.config.block_out_channels) for part in (pipeline.unet, pipeline.vae)) - 1)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ PURIFIERS: dict[str, Purifier] = {
     "gaussian-noise": Purifier(noise.NoiseConfig, "add Gaussian noise", noise.build),
     "blur": Purifier(smooth.BlurConfig, "blur with a Gaussian", smooth.build_blur),
     "resize": Purifier(smooth.ResizeConfig, "scale down and up again", smooth.build_resize),
-    "tv": Purifier(tv.TvConfig, "total-variation denoising", tv.build),
+    "tv": Purifier(tv.TvConfig, "total-variation denoising: flat regions, sharp edges", tv.build),
     "vae-roundtrip": Purifier(roundtrip.RoundtripConfig, "through a model's autoencoder and back", roundtrip.build),
     "diffpure": Purifier(diffpure.DiffpureConfig, "noise part of the way, denoise with a model", diffpure.build),
     "gridpure": Purifier(
