@@ -21,7 +21,7 @@ class DiffpureConfig(DenoiseConfig):
 
     strength: float = 0.1
     """How far they are noised, as a share t*/T of the timesteps: more removes more of the attack, and of the picture.
-    The original's values, for other models, are 0.1 and 0.15."""
+    The original's values, for other models, are 0.1 and 0.15; at 64 pixels 0.05 is enough."""
     steps: int = 10
     """DDIM steps back."""
     tile: int | None = None
