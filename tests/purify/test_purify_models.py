@@ -101,6 +101,15 @@ def test_impress_lowers_its_loss_within_its_budget(
         assert latent_error(demo_model, purified, clean) < 0.8 * latent_error(demo_model, attacked, clean)
 
 
+def test_impress_stays_within_the_pixels_that_there_are(demo_model: LatentDiffusion, rough: Images) -> None:
+    extreme = [np.where(rough[0] > 128, 255, 0).astype(np.uint8)]
+    largest: list[float] = []
+    encode = demo_model.encode
+    demo_model.encode = lambda x, *rest: largest.append(float(x.abs().max())) or encode(x, *rest)  # type: ignore[method-assign]
+    impress(demo_model, extreme, iterations=4, lr=0.1)
+    assert len(largest) == 4 and max(largest) == 1
+
+
 def test_impress_loss_is_written_out(demo_model: LatentDiffusion, rough: Images) -> None:
     x = to_tensor(rough[:2])
     y = (x + 0.1).clamp(-1, 1)
