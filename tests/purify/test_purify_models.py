@@ -105,7 +105,7 @@ def test_impress_stays_within_the_pixels_that_there_are(demo_model: LatentDiffus
     extreme = [np.where(rough[0] > 128, 255, 0).astype(np.uint8)]
     largest: list[float] = []
     encode = demo_model.encode
-    demo_model.encode = lambda x, *rest: largest.append(float(x.abs().max())) or encode(x, *rest)  # type: ignore[method-assign]
+    demo_model.encode = lambda x, *rest: largest.append(float(x.detach().abs().max())) or encode(x, *rest)  # type: ignore[method-assign]
     impress(demo_model, extreme, iterations=4, lr=0.1)
     assert len(largest) == 4 and max(largest) == 1
 
