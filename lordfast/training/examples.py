@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from rich.markup import escape
 from torch import Tensor
 
-from lordfast.data import ImageRecord, list_images, load_images
+from lordfast.data import BadImageError, ImageRecord, list_images, load_images
 from lordfast.diffusion import LatentDiffusion, TensorCache
 from lordfast.diffusion.cache import cached_moments, cached_text
 from lordfast.training.loop import Batches
-from lordfast.training.progress import console
+from lordfast.training.progress import console, progress
 
+T = TypeVar("T")
 CaptionMode = Literal["optional", "required", "ignore"]
 
 
@@ -80,6 +81,34 @@ def report_bad(record: ImageRecord, error: Exception) -> None:
     """Name an image that ``skip_bad`` passes over."""
     # Paths may hold brackets, and a broken line can't be searched for.
     console.print(f"[yellow]skipped[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def check_readable(
+    records: Sequence[ImageRecord], read: Callable[[ImageRecord], T], *, skip_bad: bool
+) -> list[tuple[ImageRecord, T]]:
+    """The records whose images can be read, each with what `read` says of it.
+
+    Each image is decoded once and let go, to be read again when its turn comes: a large folder does not have to fit
+    into memory, and a bad image shows before any work is done.
+
+    Raises:
+        BadImageError: an image that can't be read, without `skip_bad`.
+        ValueError: none can.
+    """
+    found, first_error = [], None
+    with progress("checking images", len(records)) as advance:
+        for record in records:
+            try:
+                found.append((record, read(record)))
+            except BadImageError as error:
+                if not skip_bad:
+                    raise
+                first_error = first_error or error
+                report_bad(record, error)
+            advance()
+    if not found:
+        raise ValueError(f"images: none of the {len(records)} images could be read; the first: {first_error}")
+    return found
 
 
 class LatentStore:
