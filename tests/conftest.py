@@ -3,6 +3,9 @@
 import os
 
 # Read once, when these libraries are imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many processes as there are cores: more threads would only wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["DIFFUSERS_VERBOSITY"] = "error"

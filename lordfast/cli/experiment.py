@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from lordfast.cli.choose import choose
 from lordfast.cli.parse import parse, run_resumable
 
 
@@ -15,17 +16,11 @@ def run(args: list[str]) -> None:
     from lordfast.evaluation.experiments.registry import EXPERIMENTS
     from lordfast.evaluation.table import section_to_rich
 
-    if not args or args[0] in ("-h", "--help"):
-        rows = "\n".join(f"  {name}  {experiment.summary}" for name, experiment in EXPERIMENTS.items())
-        print(
-            "usage: lordfast experiment NAME --out DIR [options]\n\n"
-            f"experiments:\n{rows}\n\n"
-            "lordfast experiment NAME --help lists the options."
-        )
+    kinds = {name: experiment.summary for name, experiment in EXPERIMENTS.items()}
+    chosen = choose("experiment", kinds, "--out DIR", args)
+    if chosen is None:
         return
-    name, *rest = args
-    if name not in EXPERIMENTS:
-        raise ValueError(f"experiment: expected one of {', '.join(EXPERIMENTS)} first, got {name!r}")
+    name, rest = chosen
     command = f"experiment {name}"
     config = parse(EXPERIMENTS[name].config, command, rest)
     results = run_resumable(command, config, lambda: EXPERIMENTS[name].run(config))

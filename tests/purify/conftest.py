@@ -9,6 +9,7 @@ import pytest
 
 from lordfast.attacks.budget import Budget
 from lordfast.attacks.engine import PgdSettings, perturb
+from lordfast.attacks.options import TargetOptions
 from lordfast.attacks.pgd import pgd_loss
 from lordfast.data import make_faces
 from lordfast.diffusion import LatentDiffusion
@@ -34,9 +35,9 @@ def rough(clean: list[np.ndarray]) -> list[np.ndarray]:
 def attacked(_loaded_demo_model: LatentDiffusion, clean: list[np.ndarray]) -> list[np.ndarray]:
     """The same faces, attacked with 16 grey levels, so that the embedded model sees something else."""
     model = _loaded_demo_model
-    loss = pgd_loss(model, targeted=True, target=None, resolution=64)
     settings = PgdSettings(budget=Budget(16 / 255, 3 / 255, "linf"), steps=12)
-    return perturb(model, clean, model.embed([""] * len(clean)), loss, settings)
+    levels = perturb(model, clean, model.embed([""] * len(clean)), pgd_loss(TargetOptions(targeted=True)), settings)
+    return [settings.budget.quantise(level, image) for level, image in zip(levels, clean, strict=True)]
 
 
 @pytest.fixture

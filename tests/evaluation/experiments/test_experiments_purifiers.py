@@ -246,8 +246,10 @@ def test_an_interruption_leaves_the_table_of_what_is_there(
     assert (tmp_path / "out" / "chart.png").exists()
 
 
-def test_the_command_alone_lists_experiments(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["experiment"]) == 0
+def test_help_lists_experiments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment", "--help"]) == 0
     assert "  purifiers  how strong an attack is" in capsys.readouterr().out
+    assert main(["experiment"]) == 2
+    assert "expected a name (purifiers) first" in capsys.readouterr().err
     assert main(["experiment", "nothing"]) == 2
-    assert "expected one of purifiers first, got 'nothing'" in capsys.readouterr().err
+    assert "expected one of purifiers, got 'nothing'" in capsys.readouterr().err
