@@ -12,11 +12,12 @@ import torch
 from rich.markup import escape
 from torch import Tensor
 
-from lordfast.data import ImageRecord, list_images, load_images
+from lordfast.data import BadImageError, ImageRecord, list_images, load_image, load_images
 from lordfast.diffusion import LatentDiffusion, TensorCache
 from lordfast.diffusion.cache import cached_moments, cached_text
+from lordfast.pixels import Uint8Image
 from lordfast.training.loop import Batches
-from lordfast.training.progress import console
+from lordfast.training.progress import console, progress
 
 CaptionMode = Literal["optional", "required", "ignore"]
 
@@ -74,6 +75,41 @@ def read_images(
     if options.flip:
         found += [(record, np.ascontiguousarray(image[:, ::-1])) for record, image in found]
     return found
+
+
+def readable(
+    records: Sequence[ImageRecord],
+    *,
+    skip_bad: bool,
+    on_image: Callable[[ImageRecord, Uint8Image], Any] | None = None,
+) -> tuple[list[ImageRecord], list[str]]:
+    """Decode every image once and let it go, so that a bad one is found before hours of work and not after.
+
+    Args:
+        on_image: called with each image that can be read.
+
+    Returns:
+        The records whose images can be read, and the paths of the others, which `skip_bad` passes over and names.
+
+    Raises:
+        BadImageError: an image that can't be read, without `skip_bad`.
+    """
+    found, skipped = [], []
+    with progress("checking images", len(records)) as advance:
+        for record in records:
+            try:
+                image = load_image(record.path)
+            except BadImageError as error:
+                if not skip_bad:
+                    raise
+                report_bad(record, error)
+                skipped.append(str(record.path))
+            else:
+                if on_image is not None:
+                    on_image(record, image)
+                found.append(record)
+            advance()
+    return found, skipped
 
 
 def report_bad(record: ImageRecord, error: Exception) -> None:
