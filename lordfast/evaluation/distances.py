@@ -96,8 +96,8 @@ def frechet_interval(
     x, y = generated.double().cpu(), reference.double().cpu()
     rng = np.random.default_rng(derive_seed(seed, "frechet"))
     drawn = _resampled(rng, len(x), len(y), resamples)
-    values = [_frechet(x[one], y[one if paired else other]) for one, other in drawn]
-    estimate = _frechet(x, y)
+    values = [accurate_frechet(x[one], y[one if paired else other]) for one, other in drawn]
+    estimate = accurate_frechet(x, y)
     half = student_quantile(level, min(len(x), len(y)) - 1) * float(np.std(values, ddof=1))
     return Interval(max(0.0, estimate - half), estimate + half)
 
@@ -109,12 +109,19 @@ def _resampled(
         yield rng.integers(n, size=n), rng.integers(m, size=m)
 
 
-def _frechet(x: Tensor, y: Tensor) -> float:
+def accurate_frechet(generated: Tensor, reference: Tensor) -> float:
+    """The Frechet distance of features (N, F), (M, F), each of at least 2 images, without forming a covariance.
+
+    Eigenvalues of the product of two covariances, as torchmetrics takes them, lose half of the digits, which hides the
+    distance between two versions of the same images; these singular values don't.
+    """
+    x, y = generated.double().cpu(), reference.double().cpu()
     mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
     a, b = _root(x - mean_x), _root(y - mean_y)
     shared = float(torch.linalg.svdvals(a @ b.T).sum())
     distance = (mean_x - mean_y).square().sum() + a.square().sum() + b.square().sum()
-    return float(distance) - 2 * shared
+    # Of equal sets, rounding would leave a negative distance.
+    return max(0.0, float(distance) - 2 * shared)
 
 
 def _root(centred: Tensor) -> Tensor:

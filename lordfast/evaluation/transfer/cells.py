@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lordfast.data import load_image
 from lordfast.data.images import Uint8Image, fit_image
 from lordfast.evaluation.clip import ClipScore
-from lordfast.evaluation.distances import LARGEST, frechet_interval
-from lordfast.evaluation.distribution import FRECHET_RESAMPLES, frechet_distance
+from lordfast.evaluation.distances import LARGEST, accurate_frechet, frechet_interval
+from lordfast.evaluation.distribution import FRECHET_RESAMPLES
 from lordfast.evaluation.features import extract
 from lordfast.evaluation.intervals import Interval, mean_interval
 from lordfast.evaluation.pairs import compare_pair
@@ -117,7 +117,7 @@ def _frechet(measures: Measures, generated: Tensor, reference: Tensor) -> Value:
     if measures.resamples and len(generated) >= 3 and min(generated.shape) <= LARGEST:
         resamples = min(measures.resamples, FRECHET_RESAMPLES)
         interval = frechet_interval(generated, reference, resamples=resamples, seed=measures.seed, paired=True)
-    distance = frechet_distance(generated, reference)
+    distance = accurate_frechet(generated, reference)
     return {"value": distance, "low": interval.low, "high": interval.high, "features": generated.shape[1]}
 
 

@@ -59,7 +59,7 @@ def _heat_map(axes: Axes, matrix: dict[str, Any], name: str) -> None:
     strength = (values - low) / (high - low) if high > low else np.zeros_like(values)
     strength = strength if stronger == "higher" else 1 - strength if high > low else strength
     axes.imshow(strength, cmap="Oranges", vmin=0, vmax=1.35, aspect="auto")
-    digits = decimals(high - low)
+    digits = decimals((high - low) / 10)
     for r, line in enumerate(found):
         for c, value in enumerate(line):
             text = "-" if value is None else f"{value:.{digits}f}"
