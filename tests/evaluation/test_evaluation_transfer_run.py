@@ -47,7 +47,7 @@ def _colours(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three captioned faces in originals/, the same in same/, with 6 grey levels of noise in noise/; a model in other/."""
+    """Three captioned faces in originals/ and same/, with 6 grey levels of noise in noise/; a model in other/."""
     from diffusers import UNet2DConditionModel
 
     root = tmp_path_factory.mktemp("transfer")
