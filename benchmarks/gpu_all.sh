@@ -117,6 +117,7 @@ bench pgd 40 "${quick[@]}" --seconds 0.5
 bench ops 150 "${quick[@]}" --seconds 1.5 --dtype bf16
 bench ops_more 80 "${quick[@]}" --seconds 1 --no-compile --dtype "${more[@]}"
 bench unet 90 "${quick[@]}" --seconds 15
+bench attack 90 "${quick[@]}" --seconds 10
 csv=()
 for name in ops ops_more pgd unet; do [ -s "$out/$name.csv" ] && csv+=("$out/$name.csv"); done
 part plots 40 "$python" "$root/benchmarks/plot.py" "${csv[@]}" --out "$out"

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lordfast.attacks.budget import Budget
+from lordfast.attacks.protocol import AttackLoss, Inputs
 from lordfast.diffusion import LatentDiffusion, content_key
 from lordfast.diffusion.model import Text
 from lordfast.ops import pgd_step
 from lordfast.pixels import to_tensor
 from lordfast.training.examples import draw_noise
 from lordfast.training.seeds import derived_generator
-
-
-class AttackLoss(Protocol):
-    """The loss whose gradient an attack follows.
-
-    Attributes:
-        direction: +1 ascends it, -1 descends it.
-    """
-
-    @property
-    def direction(self) -> int: ...
-
-    def __call__(self, model: LatentDiffusion, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Text) -> Tensor:
-        """The loss of each sample, (B,) fp32, differentiable in `latents` (B, C, h, w)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +28,9 @@ class PgdSettings:
         steps: iterations C.
         draws: (noise, timestep) pairs averaged per iteration.
         random_start: begin at a random point of the budget's ball.
+        start_std: standard deviation, in [0, 1] pixels, of a Gaussian start cut to the ball; 0 for a uniform start.
+        last_step: size of the last step over that of the first; they shrink linearly.
+        least_timestep, most_timestep: timesteps are drawn uniformly from these, both included; None is the last one.
         latent_sample: encode to a sample of the posterior instead of its mean.
         low_memory: two passes, latents to loss and pixels to latents, and one draw at a time.
         seed: with an image's pixels, determines everything drawn for that image.
@@ -51,14 +40,41 @@ class PgdSettings:
     steps: int = 10
     draws: int = 1
     random_start: bool = True
+    start_std: float = 0.0
+    last_step: float = 1.0
+    least_timestep: int = 0
+    most_timestep: int | None = None
     latent_sample: bool = False
     low_memory: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("draws", 1)):
+        for name, least in (("steps", 0), ("draws", 1), ("start_std", 0), ("least_timestep", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.most_timestep is not None and self.most_timestep < self.least_timestep:
+            raise ValueError(
+                f"most_timestep: expected at least least_timestep {self.least_timestep}, got {self.most_timestep}"
+            )
+        if not 0 < self.last_step <= 1:
+            raise ValueError(f"last_step: expected more than 0 and at most 1, got {self.last_step}")
+
+    def timesteps(self, model: LatentDiffusion) -> range:
+        """The timesteps that are drawn from.
+
+        Raises:
+            ValueError: the model has not as many.
+        """
+        last = model.timesteps - 1
+        most = last if self.most_timestep is None else self.most_timestep
+        if most > last or self.least_timestep > most:
+            name = "most_timestep" if most > last else "least_timestep"
+            raise ValueError(f"{name}: expected at most {last}, the last of {model.name}, got {getattr(self, name)}")
+        return range(self.least_timestep, most + 1)
+
+    def step_size(self, step: int) -> float:
+        """Of `step`, counted from 0, in [0, 1] pixels."""
+        return self.budget.step_size * (1 - (1 - self.last_step) * step / max(self.steps - 1, 1))
 
 
 @dataclass
@@ -72,10 +88,11 @@ def _draw(
     generators: Sequence[torch.Generator], shape: torch.Size, model: LatentDiffusion, settings: PgdSettings
 ) -> _Draw:
     noises, times, latent = [], [], []
+    span = settings.timesteps(model)
     for generator in generators:
-        pairs = [draw_noise(shape, model.timesteps, generator) for _ in range(settings.draws)]
+        pairs = [draw_noise(shape, len(span), generator) for _ in range(settings.draws)]
         noises.append(torch.stack([noise for noise, _ in pairs]))
-        times.append(torch.tensor([time for _, time in pairs]))
+        times.append(torch.tensor([span[time] for _, time in pairs]))
         if settings.latent_sample:
             latent.append(torch.randn(shape, generator=generator))
     return _Draw(
@@ -85,30 +102,60 @@ def _draw(
     )
 
 
-def _gradient(model: LatentDiffusion, x: Tensor, text: Text, loss: AttackLoss, draw: _Draw, low_memory: bool) -> Tensor:
+def _repeated(value: Tensor, times: int) -> Tensor:
+    return value.repeat(times, *[1] * (value.dim() - 1))
+
+
+def _gradient(
+    model: LatentDiffusion,
+    x: Tensor,
+    original: Tensor,
+    text: Text,
+    loss: AttackLoss,
+    draw: _Draw,
+    low_memory: bool,
+) -> Tensor:
     """d (mean loss over the draws, summed over samples) / d x, so that no sample's gradient depends on another."""
     x = x.detach().requires_grad_(True)
     # fp16 gradients of a mean over thousands of latents underflow; neither sign nor direction sees the scale.
-    scale = 1024.0 if model.dtype == torch.float16 else 1.0
     draws = len(draw.noise)
+    scale = (1024.0 if model.dtype == torch.float16 else 1.0) / draws
     if not low_memory:
-        latents = model.encode(x, draw.latent_noise).repeat(draws, 1, 1, 1)
-        texts = {name: value.repeat(draws, *[1] * (value.dim() - 1)) for name, value in text.items()}
-        losses = loss(model, latents, draw.noise.flatten(0, 1), draw.timesteps.flatten(), texts)
-        return torch.autograd.grad(losses.sum() * (scale / draws), x)[0]
+        latents = model.encode(x, draw.latent_noise)
+        inputs = Inputs(
+            pixels=_repeated(x, draws),
+            latents=_repeated(latents, draws),
+            original=_repeated(original, draws),
+            noise=draw.noise.flatten(0, 1),
+            timesteps=draw.timesteps.flatten(),
+            text={name: _repeated(value, draws) for name, value in text.items()},
+        )
+        return torch.autograd.grad(loss(model, inputs).sum() * scale, x)[0]
     with torch.no_grad():
         latents = model.encode(x, draw.latent_noise)
     latents.requires_grad_(True)
-    total = torch.zeros_like(latents)
+    at_latents, at_pixels = torch.zeros_like(latents), torch.zeros_like(x)
     for noise, timesteps in zip(draw.noise, draw.timesteps, strict=True):
-        losses = loss(model, latents, noise, timesteps, text)
-        total += torch.autograd.grad(losses.sum() * (scale / draws), latents)[0]
-    return torch.autograd.grad(model.encode(x, draw.latent_noise), x, grad_outputs=total)[0]
+        inputs = Inputs(x, latents, original, noise, timesteps, text)
+        found = torch.autograd.grad(loss(model, inputs).sum() * scale, (latents, x), allow_unused=True)
+        for total, gradient in zip((at_latents, at_pixels), found, strict=True):
+            if gradient is not None:
+                total += gradient
+    return at_pixels + torch.autograd.grad(model.encode(x, draw.latent_noise), x, grad_outputs=at_latents)[0]
 
 
-def _random_start(x: Tensor, eps: float, norm: str, generators: Sequence[torch.Generator]) -> Tensor:
-    """A uniform point of each sample's ball of radius `eps` (tensor units), clipped to [-1, 1]."""
-    if norm == "linf":
+def _random_start(x: Tensor, eps: float, norm: str, std: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """A point of each sample's ball of radius `eps` (tensor units), clipped to [-1, 1].
+
+    Uniform in the ball for a `std` of 0, else Gaussian and projected onto it.
+    """
+    if std > 0:
+        offset = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]) * std
+        if norm == "linf":
+            offset = offset.clamp(-eps, eps)
+        else:
+            offset = offset * (eps / offset.flatten(1).norm(dim=1).clamp(min=eps)).reshape(-1, 1, 1, 1)
+    elif norm == "linf":
         offset = torch.stack([torch.rand(x.shape[1:], generator=g) * 2 - 1 for g in generators]) * eps
     else:
         points = []
@@ -120,6 +167,62 @@ def _random_start(x: Tensor, eps: float, norm: str, generators: Sequence[torch.G
     return (x + offset.to(x)).clamp(-1, 1)
 
 
+def generators_of(images: Sequence[np.ndarray], seed: int, *phase: int) -> list[torch.Generator]:
+    """One generator an image, seeded by `seed`, the image's pixels and the phase of the attack."""
+    return [derived_generator(seed, "attack", content_key(image), *phase) for image in images]
+
+
+def random_start(original: Tensor, settings: PgdSettings, generators: Sequence[torch.Generator]) -> Tensor:
+    """Where the attack on `original` (B, 3, H, W) in [-1, 1] begins: within the budget, or there."""
+    if not settings.random_start:
+        return original.clone()
+    budget = settings.budget
+    # [0, 1] pixels become [-1, 1] tensors: lengths double.
+    return _random_start(original, 2 * budget.eps, budget.norm, 2 * settings.start_std, generators)
+
+
+def descend(
+    model: LatentDiffusion,
+    x: Tensor,
+    original: Tensor,
+    text: Text,
+    loss: AttackLoss,
+    settings: PgdSettings,
+    generators: Sequence[torch.Generator],
+    on_step: Callable[[int], Any] | None = None,
+) -> Tensor:
+    """``settings.steps`` image steps (Eq. 6) from `x` around `original`, both (B, 3, H, W) in [-1, 1].
+
+    `x` is overwritten and returned.
+    """
+    budget = settings.budget
+    with torch.no_grad():
+        shape = model.encode(original[:1]).shape[1:]
+    for step in range(settings.steps):
+        draw = _draw(generators, shape, model, settings)
+        gradient = _gradient(model, x, original, text, loss, draw, settings.low_memory)
+        # [0, 1] pixels become [-1, 1] tensors: lengths double.
+        length = 2 * settings.step_size(step)
+        x = pgd_step(
+            x,
+            original,
+            gradient,
+            step_size=length,
+            eps=2 * budget.eps,
+            norm=budget.norm,
+            direction=loss.direction,
+            out=x,
+        )
+        if on_step is not None:
+            on_step(step + 1)
+    return x
+
+
+def to_levels(x: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] as grey levels, float64 (B, H, W, 3) in [0, 255], not rounded."""
+    return ((x.double() + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
+
+
 def perturb(
     model: LatentDiffusion,
     images: Sequence[np.ndarray],
@@ -127,7 +230,7 @@ def perturb(
     loss: AttackLoss,
     settings: PgdSettings,
     on_step: Callable[[int], Any] | None = None,
-) -> list[np.ndarray]:
+) -> np.ndarray:
     """Perturb a batch of uint8 images (H, W, 3) with one forward per step for all of them.
 
     Everything drawn for an image comes from a generator seeded with (seed, pixels): the result depends neither on the
@@ -139,40 +242,39 @@ def perturb(
         on_step: called with the number of finished steps.
 
     Returns:
-        uint8 images of the same shapes; each obeys ``settings.budget`` exactly.
+        Grey levels, float64 (B, H, W, 3) in [0, 255]; `Budget.quantise` makes the 8-bit images of them.
     """
-    budget = settings.budget
-    # [0, 1] pixels become [-1, 1] tensors here and nowhere else: lengths double.
-    eps, step_size = 2 * budget.eps, 2 * budget.step_size
     original = to_tensor(list(images)).to(model.device)
     text = {name: value.to(model.device) for name, value in text.items()}
-    generators = [derived_generator(settings.seed, "attack", content_key(image)) for image in images]
-    with torch.no_grad():
-        shape = model.encode(original[:1]).shape[1:]
-    x = _random_start(original, eps, budget.norm, generators) if settings.random_start else original.clone()
-    for step in range(settings.steps):
-        draw = _draw(generators, shape, model, settings)
-        gradient = _gradient(model, x, text, loss, draw, settings.low_memory)
-        x = pgd_step(
-            x, original, gradient, step_size=step_size, eps=eps, norm=budget.norm, direction=loss.direction, out=x
-        )
-        if on_step is not None:
-            on_step(step + 1)
-    levels = ((x.double() + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
-    return [budget.quantise(level, image) for level, image in zip(levels, images, strict=True)]
+    generators = generators_of(images, settings.seed)
+    x = random_start(original, settings, generators)
+    return to_levels(descend(model, x, original, text, loss, settings, generators, on_step))
 
 
 @torch.no_grad()
 def probe_loss(
-    model: LatentDiffusion, images: Sequence[np.ndarray], text: Text, loss: AttackLoss, *, draws: int = 8, seed: int = 0
+    model: LatentDiffusion,
+    images: Sequence[np.ndarray],
+    originals: Sequence[np.ndarray],
+    text: Text,
+    loss: AttackLoss,
+    settings: PgdSettings,
+    *,
+    draws: int = 8,
+    seed: int = 0,
 ) -> list[float]:
-    """The attack's loss of each uint8 image over `draws` noise and timestep pairs that no attack step has seen."""
-    pixels = to_tensor(list(images)).to(model.device)
+    """The attack's loss of each uint8 image over `draws` noise and timestep pairs that no attack step has seen.
+
+    Args:
+        originals: the unperturbed images, which some losses compare with.
+        settings: of the attack: where it draws its timesteps from.
+    """
+    pixels, clean = (to_tensor(list(group)).to(model.device) for group in (images, originals))
     text = {name: value.to(model.device) for name, value in text.items()}
-    latents = model.encode(pixels)
+    latents, span = model.encode(pixels), settings.timesteps(model)
     sums = torch.zeros(len(images), device=model.device)
     for draw in range(draws):
-        noise, time = draw_noise(latents.shape[1:], model.timesteps, derived_generator(seed, "probe", draw))
-        times = torch.full((len(images),), time, device=model.device)
-        sums += loss(model, latents, noise.to(latents).expand_as(latents), times, text)
+        noise, time = draw_noise(latents.shape[1:], len(span), derived_generator(seed, "probe", draw))
+        times = torch.full((len(images),), span[time], device=model.device)
+        sums += loss(model, Inputs(pixels, latents, clean, noise.to(latents).expand_as(latents), times, text))
     return (sums / draws).tolist()

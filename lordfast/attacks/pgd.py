@@ -1,18 +1,16 @@
-"""PGD on the LDM loss (Eq. 6; AdvDM): untargeted, denoising fails; targeted, the prediction is pulled to a picture."""
+"""FGSM and PGD on the LDM loss (Eq. 6; AdvDM): denoising fails, or the prediction is pulled to a picture."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from lordfast.attacks.engine import AttackLoss
-from lordfast.attacks.target import target_image
+from lordfast.attacks.options import AttackConfig, SteppedConfig, TargetOptions
+from lordfast.attacks.protocol import Attack, AttackLoss, Inputs, Preset
+from lordfast.attacks.target import Target
 from lordfast.diffusion import LatentDiffusion
-from lordfast.diffusion.model import Text
-from lordfast.pixels import to_tensor
 
 
 @dataclass(frozen=True)
@@ -21,32 +19,75 @@ class LdmLoss:
 
     direction: int = 1
 
-    def __call__(self, model: LatentDiffusion, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Text) -> Tensor:
-        return model.loss(latents, noise, timesteps, text)
+    def __call__(self, model: LatentDiffusion, inputs: Inputs) -> Tensor:
+        return model.loss(inputs.latents, inputs.noise, inputs.timesteps, inputs.text)
 
 
 @dataclass(frozen=True)
 class TargetedLoss:
-    """|| prediction - z_target ||^2, descended: every denoising step errs in the same direction.
+    """|| prediction - z_target ||^2, descended: every denoising step errs in the same direction."""
 
-    Attributes:
-        target: latents (1, C, h, w) of the target picture.
-    """
-
-    target: Tensor
+    target: Target
     direction: int = -1
 
-    def __call__(self, model: LatentDiffusion, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Text) -> Tensor:
-        prediction = model.predict(model.add_noise(latents, noise, timesteps), timesteps, text)
-        return (prediction - self.target).square().mean(dim=(1, 2, 3))
+    def __call__(self, model: LatentDiffusion, inputs: Inputs) -> Tensor:
+        noisy = model.add_noise(inputs.latents, inputs.noise, inputs.timesteps)
+        prediction = model.predict(noisy, inputs.timesteps, inputs.text)
+        return (prediction - self.target.latents(model, inputs.original)).square().mean(dim=(1, 2, 3))
 
 
-def pgd_loss(model: LatentDiffusion, *, targeted: bool, target: Path | None, resolution: int) -> AttackLoss:
-    """The loss of `targeted` or untargeted PGD; `target` is a picture file, None for the built-in pattern."""
-    if not targeted:
-        if target is not None:
-            raise ValueError(f"target: {target} was given without targeted; expected both or neither")
-        return LdmLoss()
-    with torch.no_grad():
-        pixels = to_tensor([target_image(target, resolution)]).to(model.device)
-        return TargetedLoss(model.encode(pixels))
+def check_target(targeted: bool, target: Path | None) -> None:
+    """Raise ValueError for a picture to pull to in an attack that does not pull."""
+    if target is not None and not targeted:
+        raise ValueError(f"target: {target} was given without targeted; expected both or neither")
+
+
+def pgd_loss(options: TargetOptions) -> AttackLoss:
+    """The loss of targeted or untargeted PGD.
+
+    Raises:
+        ValueError: a target that can't be read, or is given without ``targeted``.
+    """
+    check_target(options.targeted, options.target)
+    return TargetedLoss(Target(options.target)) if options.targeted else LdmLoss()
+
+
+@dataclass(kw_only=True)
+class FgsmConfig(TargetOptions, AttackConfig):
+    """Perturb a folder of images by one step of the whole budget along the gradient of the diffusion loss."""
+
+
+@dataclass(kw_only=True)
+class PgdConfig(TargetOptions, SteppedConfig):
+    """Perturb a folder of images by projected gradient descent on the diffusion loss (AdvDM)."""
+
+
+RULE = (
+    "ascends the diffusion loss, the denoiser's squared error over fresh noise and timesteps; with --targeted descends "
+    "|| prediction - z_target ||^2"
+)
+
+ATTACKS = (
+    Attack(
+        name="fgsm",
+        summary="one step of the whole budget on the diffusion loss, untargeted or --targeted",
+        rule=f"one signed step of eps: {RULE}",
+        source="Goodfellow et al. 2015, Explaining and Harnessing Adversarial Examples, on the LDM loss",
+        config=FgsmConfig,
+        loss=lambda config, model: pgd_loss(config),
+    ),
+    Attack(
+        name="pgd",
+        summary="projected gradient descent on the diffusion loss (AdvDM), untargeted or --targeted",
+        rule=RULE,
+        source="Liang et al. 2023, Adversarial Example Does Good (AdvDM); Madry et al. 2018 for the steps",
+        config=PgdConfig,
+        loss=lambda config, model: pgd_loss(config),
+        presets={
+            "advdm": Preset(
+                "eps 16/255, step 1/255, 100 iterations, random start, on [0, 1] pixels",
+                {"eps": "16/255", "step_size": "1/255", "attack_steps": 100, "random_start": True},
+            ),
+        },
+    ),
+)

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import argparse
+from typing import Any
+
 from lordfast.cli.parse import parse, report, run_resumable
 
 
 def run(args: list[str]) -> None:
-    """Parse and attack."""
-    from lordfast.attacks.folder import ATTACKS, AttackConfig, run_attack
+    """Parse and attack, or explain."""
+    from lordfast.attacks.registry import ATTACKS, find_attack
+    from lordfast.attacks.run import run_attack
 
     if not args or args[0].startswith("-"):
+        width = max(map(len, ATTACKS))
+        rows = "\n".join(f"  {name:<{width}}  {attack.summary}" for name, attack in ATTACKS.items())
         print(
             "usage: lordfast attack NAME --model MODEL --images DIR --out DIR [options]\n\n"
-            "attacks:\n  pgd  projected gradient descent on the diffusion loss (AdvDM), untargeted or --targeted\n\n"
-            "lordfast attack NAME --help lists the options."
+            f"attacks:\n{rows}\n\n"
+            "lordfast attack NAME --help lists the options; lordfast attack NAME --explain prints its rule, its budget "
+            "in grey levels, its source and its presets."
         )
         if args and args[0] in ("-h", "--help"):
             return
         raise ValueError(f"attack: expected a name ({', '.join(ATTACKS)}) first")
-    name, *rest = args
-    if name not in ATTACKS:
-        raise ValueError(f"attack: expected one of {', '.join(ATTACKS)}, got {name!r}")
-    command = f"attack {name}"
-    config = parse(AttackConfig, command, rest)
-    summary = run_resumable(command, config, lambda: run_attack(name, config))
+    attack, rest = find_attack(args[0]), args[1:]
+    presets = {name: dict(preset.values) for name, preset in attack.presets.items()}
+    command = f"attack {attack.name}"
+    if "--explain" in rest:
+        from lordfast.attacks.explain import explain
+
+        print(explain(attack, *_explained(attack.config, [word for word in rest if word != "--explain"], presets)))
+        return
+    config = parse(attack.config, command, rest, presets)
+    summary = run_resumable(command, config, lambda: run_attack(attack.name, config))
     budget = f"{summary['eps_grey_levels']:g} grey levels ({summary['norm']})"
     report(f"{summary['images']} images within {budget}: {config.out}")
     if summary["unchanged"] and summary["eps"]:
         report(f"{summary['unchanged']} of them did not change by a single grey level; a larger --eps would help")
+
+
+def _explained(cls: type[Any], words: list[str], presets: dict[str, dict[str, Any]]) -> tuple[Any, str | None]:
+    """The config that `words` ask for, without what only a run needs, and the preset's name."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset")
+    named, _ = early.parse_known_args(words)
+    # Later flags win, so these only stand in for what is not there.
+    return parse(cls, "attack", ["--model", "demo", "--images", ".", "--out", ".", *words], presets), named.preset

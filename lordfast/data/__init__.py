@@ -8,10 +8,11 @@ from lordfast.data.folder import ImageRecord, list_images, load_images, output_n
 from lordfast.data.grid import image_grid
 from lordfast.data.images import BadImageError, fit_image, load_image, save_png
 from lordfast.data.landscapes import LandscapeAttributes, Scene, draw_landscape, draw_scene, landscape_caption
-from lordfast.data.procedural import ProceduralImage, make_faces, make_landscapes, write_folder
+from lordfast.data.procedural import DrawnSubject, ProceduralImage, make_faces, make_landscapes, write_folder
 
 __all__ = [
     "BadImageError",
+    "DrawnSubject",
     "FaceAttributes",
     "FaceIdentity",
     "ImageRecord",

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from lordfast.data.captions import METADATA_NAME, read_captions, require_captions
-from lordfast.data.images import BadImageError, Crop, Uint8Image, fit_image, load_image, parse_resolution
+from lordfast.data.images import BadImageError, Crop, Uint8Image, fit_layers, load_layers, on_white, parse_resolution
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
@@ -107,7 +107,7 @@ def load_images(
     skip_bad: bool = False,
     on_bad: Callable[[ImageRecord, BadImageError], None] | None = None,
 ) -> Iterator[tuple[ImageRecord, Uint8Image]]:
-    """Read images lazily, in the records' order, each brought to ``resolution`` by `fit_image`.
+    """Read images lazily, in the records' order, each brought to ``resolution`` by `fit_image`, then put on white.
 
     Args:
         records: from `list_images`.
@@ -138,7 +138,7 @@ def load_images(
         usable = 0
         for record in records:
             try:
-                image = load_image(record.path)
+                layers = load_layers(record.path)
             except BadImageError as error:
                 if not skip_bad:
                     raise
@@ -149,7 +149,7 @@ def load_images(
             usable += 1
             for variant in range(variants):
                 rng = _variant_rng(seed, record.name, variant)
-                yield record, fit_image(image, resolution, crop=crop, rng=rng)
+                yield record, on_white(*fit_layers(layers, resolution, crop=crop, rng=rng))
         if usable == 0 and first_error is not None:
             raise ValueError(f"none of the {len(records)} images could be read; the first: {first_error}")
 

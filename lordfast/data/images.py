@@ -14,6 +14,8 @@ from lordfast.files import write_atomic
 from lordfast.pixels import Uint8Image, check_image
 
 Crop = Literal["center", "random"]
+Layers = tuple[Uint8Image, npt.NDArray[np.uint8] | None]
+"""Colours, uint8 (H, W, 3), and alpha, uint8 (H, W) or None."""
 
 
 class BadImageError(ValueError):
@@ -42,6 +44,15 @@ def load_image(path: str | Path) -> Uint8Image:
         BadImageError: missing, empty, truncated, not an image, larger than Pillow's decompression-bomb limit, or pixel
             values outside the ranges above.
     """
+    return on_white(*load_layers(path))
+
+
+def load_layers(path: str | Path) -> Layers:
+    """What `load_image` reads, before it is composited: colours (H, W, 3) and alpha (H, W), None in modes without.
+
+    Raises:
+        BadImageError: as `load_image`.
+    """
     path = Path(path)
     try:
         if path.stat().st_size == 0:
@@ -49,7 +60,7 @@ def load_image(path: str | Path) -> Uint8Image:
         with Image.open(path) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened) or opened
-            return _to_rgb(image)
+            return _to_layers(image)
     except BadImageError:
         raise
     except FileNotFoundError:
@@ -62,14 +73,22 @@ def load_image(path: str | Path) -> Uint8Image:
         raise BadImageError(path, f"{type(error).__name__}: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Uint8Image:
+def _to_layers(image: Image.Image) -> Layers:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return np.repeat(_grey_to_uint8(np.asarray(image))[..., None], 3, axis=2)
+        return np.repeat(_grey_to_uint8(np.asarray(image))[..., None], 3, axis=2), None
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, rgba)
-    return np.array(image.convert("RGB"))
+        layers = np.array(image.convert("RGBA"))
+        return np.ascontiguousarray(layers[..., :3]), np.ascontiguousarray(layers[..., 3])
+    return np.array(image.convert("RGB")), None
+
+
+def on_white(colours: Uint8Image, alpha: npt.NDArray[np.uint8] | None) -> Uint8Image:
+    """`colours` (H, W, 3) with transparency `alpha` (H, W) over white, uint8 (H, W, 3)."""
+    if alpha is None:
+        return colours
+    rgba = Image.fromarray(np.dstack([colours, alpha]))
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return np.array(Image.alpha_composite(white, rgba).convert("RGB"))
 
 
 def _grey_to_uint8(pixels: npt.NDArray[np.generic]) -> Uint8Image:
@@ -112,6 +131,36 @@ def fit_image(
         image that already covers the target at scale 1 is only cut, so one of the right size comes back bit-identical.
     """
     check_image(image)
+    return _fit(image, resolution, crop, rng)
+
+
+def fit_layers(
+    layers: Layers,
+    resolution: int | tuple[int, int],
+    *,
+    crop: Crop = "center",
+    rng: np.random.Generator | None = None,
+) -> Layers:
+    """`fit_image` of colours and alpha together: colours that alpha hides don't bleed into what it shows."""
+    colours, alpha = layers
+    if alpha is None:
+        return fit_image(colours, resolution, crop=crop, rng=rng), None
+    fitted = _fit(np.dstack([colours, alpha]), resolution, crop, rng)
+    return np.ascontiguousarray(fitted[..., :3]), np.ascontiguousarray(fitted[..., 3])
+
+
+def load_fitted(path: str | Path, resolution: int | tuple[int, int]) -> Uint8Image:
+    """An image file as training sees it: brought to `resolution` by `fit_layers`, its middle, and put on white.
+
+    Raises:
+        BadImageError: as `load_image`.
+    """
+    return on_white(*fit_layers(load_layers(path), resolution))
+
+
+def _fit(
+    image: npt.NDArray[np.uint8], resolution: int | tuple[int, int], crop: Crop, rng: np.random.Generator | None
+) -> npt.NDArray[np.uint8]:
     height, width = parse_resolution(resolution)
     if crop not in ("center", "random"):
         raise ValueError(f'crop: expected "center" or "random", got {crop!r}')
@@ -128,8 +177,9 @@ def fit_image(
             top, left = (source_height - height) // 2, (source_width - width) // 2
         fitted = image[top : top + height, left : left + width].copy()
     else:
-        # The window is cut in source pixels and only it is resampled: the scale is exactly the same along both axes,
-        # and a 1 x 50 000 strip does not become a huge intermediate.
+        # Pillow weighs colours with alpha where there is one. The window is cut in source pixels and only it is
+        # resampled: the scale is exactly the same along both axes, and a 1 x 50 000 strip does not become a huge
+        # intermediate.
         scale = max(height / source_height, width / source_width)
         window_height = min(height / scale, float(source_height))
         window_width = min(width / scale, float(source_width))

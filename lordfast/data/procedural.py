@@ -81,6 +81,29 @@ def make_landscapes(
     return _draw_each(draw, n, seed)
 
 
+@dataclass(frozen=True)
+class DrawnSubject:
+    """A person or a place that any number of pictures can be drawn of.
+
+    Attributes:
+        prompt: for a LoRA of it, with a rare token.
+        draw: (n, seed) -> that many pictures.
+    """
+
+    prompt: str
+    draw: Callable[[int, int], list[ProceduralImage]]
+
+    @classmethod
+    def of(cls, number: int, *, landscape: bool = False) -> DrawnSubject:
+        """The person, or with `landscape` the place, of a number >= 0."""
+        rng = np.random.default_rng(number)
+        if landscape:
+            scene = draw_scene(rng)
+            return cls("a photo of a sks landscape", lambda n, seed: make_landscapes(n, seed, scene))
+        person = draw_identity(rng)
+        return cls("a photo of a sks person", lambda n, seed: make_faces(n, seed, person))
+
+
 def write_folder(images: Sequence[ProceduralImage], folder: str | Path) -> list[Path]:
     """Write 00000.png, 00001.png, ... with the captions in 00000.txt, ...; return the PNGs' paths.
 

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from lordfast.adapter import LordConfig, save_lord, sees_image
-from lordfast.attacks.engine import AttackLoss
-from lordfast.attacks.folder import PgdOptions, attack_images
+from lordfast.attacks.folder import Job, attack_images
+from lordfast.attacks.options import PgdOptions, TargetOptions
 from lordfast.attacks.pgd import pgd_loss
+from lordfast.attacks.protocol import AttackLoss
 from lordfast.data import ImageRecord, load_image
 from lordfast.defense.objective import DefenseObjective, PairedBatches
 from lordfast.diffusion import LatentDiffusion, TensorCache, load_model, resolve_device
@@ -27,7 +28,7 @@ LORD_NAME = "lord"
 
 
 @dataclass(kw_only=True)
-class Stage1Config(ImageOptions, PgdOptions, TrainingConfig):
+class Stage1Config(ImageOptions, TargetOptions, PgdOptions, TrainingConfig):
     """Train a LoRD on clean images and on their perturbed twins, which are made first."""
 
     model: str
@@ -144,7 +145,7 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
             "apart; expected some that see the image, such as to_q"
         )
     side = model.check_resolution(config.resolution)
-    loss = pgd_loss(model, targeted=config.targeted, target=config.target, resolution=side)
+    loss = pgd_loss(config)
     found = read_images(records, config, side, seed=config.seed)
     run = open_run(config, "stage1", accelerator)
 
@@ -184,14 +185,14 @@ def perturb_examples(
         Interrupted: on Ctrl-C, with finished ones saved.
     """
     settings = config.settings(config.seed)
-    jobs = [(record, f"{i:06d}.png", image) for i, (record, image) in enumerate(found)]
+    jobs = [Job.of(record, f"{i:06d}.png", image) for i, (record, image) in enumerate(found)]
     # Whole batches are dealt out, so that their composition does not depend on the number of processes.
     size, world, rank = config.attack_batch_size, accelerator.num_processes, accelerator.process_index
     mine = [job for i, job in enumerate(jobs) if (i // size) % world == rank]
     show = accelerator.is_main_process
     attack_images(model, mine, loss, settings, folder, batch_size=size, cache=cache, show=show)
     accelerator.wait_for_everyone()
-    twins = [load_image(folder / name) for _, name, _ in jobs]
+    twins = [load_image(folder / name) for name in (job.output for job in jobs)]
     if settings.budget.eps > 0 and all(map(np.array_equal, twins, (image for _, image in found))):
         raise ValueError(
             f"eps: within {config.eps} ({config.norm}) no image changed by a single grey level; expected a larger one"
@@ -219,8 +220,8 @@ def _pairs(
     config: Stage1Config,
 ) -> PairedBatches:
     return PairedBatches(
-        LatentStore(model, [image for _, image in found], cache),
-        LatentStore(model, perturbed, cache),
+        LatentStore.of(model, [image for _, image in found], cache),
+        LatentStore.of(model, perturbed, cache),
         TextStore(model, [record.caption or "" for record, _ in found], cache),
         model.timesteps,
         config.latent_sample,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from lordfast.data import FaceAttributes, LandscapeAttributes, list_images, load_image
 from lordfast.demo.agreement import identity_agreement
 from lordfast.demo.classifier import load_classifier
-from lordfast.evaluation.intervals import student_quantile
+from lordfast.evaluation.intervals import student_interval
 
 Measure = dict[str, float | None]
 """``value``, ``low``, ``high``: the ends are None where there is no interval."""
@@ -60,9 +59,7 @@ def mean_over(found: Sequence[Measure]) -> Measure:
     if len(found) == 1:
         return found[0]
     values = np.array([measure["value"] for measure in found])
-    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
-    half = student_quantile(0.95, len(values) - 1) * error
-    return _measure(mean, mean - half, mean + half)
+    return _measure(float(values.mean()), *student_interval(values))
 
 
 def _measure(value: float, low: float | None, high: float | None) -> Measure:

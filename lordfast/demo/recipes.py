@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lordfast.attacks.folder import AttackConfig
+from lordfast.attacks.pgd import PgdConfig
 from lordfast.defense.stage1 import Stage1Config
 from lordfast.evaluation.evaluate import EvaluateConfig
 from lordfast.training.generate import GenerateConfig
@@ -54,9 +54,9 @@ FULL = Scale(
 )
 
 
-def attack(out: Path, images: Path, prompt: str, scale: Scale, common: dict[str, Any]) -> AttackConfig:
+def attack(out: Path, images: Path, prompt: str, scale: Scale, common: dict[str, Any]) -> PgdConfig:
     """Targeted PGD."""
-    return AttackConfig(
+    return PgdConfig(
         out=out,
         model="demo",
         images=images,

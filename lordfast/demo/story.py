@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lordfast.attacks.folder import run_attack
-from lordfast.data import draw_identity, draw_scene, make_faces, make_landscapes
-from lordfast.data.procedural import ProceduralImage, write_folder_once
+from lordfast.attacks.run import run_attack
+from lordfast.data import DrawnSubject, make_faces, make_landscapes
+from lordfast.data.procedural import write_folder_once
 from lordfast.defense.stage1 import run_stage1
 from lordfast.demo import recipes
 from lordfast.demo.measures import auroc_of, mean_over, over_seeds, subject_measures
@@ -58,22 +56,10 @@ class DemoConfig(RunConfig):
     """Train the LoRD on the spot, for a shorter time than the one that comes with the model was trained."""
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """Who or what the pictures show."""
-
-    prompt: str
-    draw: Callable[[int, int], list[ProceduralImage]]  # n, seed
-
-    @classmethod
-    def of(cls, config: DemoConfig, seed: int) -> _Subject:
-        number = config.identity if config.identity is not None else derive_seed(seed, "identity")
-        rng = np.random.default_rng(number)
-        if config.landscape:
-            scene = draw_scene(rng)
-            return cls("a photo of a sks landscape", lambda n, seed: make_landscapes(n, seed, scene))
-        person = draw_identity(rng)
-        return cls("a photo of a sks person", lambda n, seed: make_faces(n, seed, person))
+def subject_of(config: DemoConfig, seed: int) -> DrawnSubject:
+    """Who or what the pictures of one seed show."""
+    number = config.identity if config.identity is not None else derive_seed(seed, "identity")
+    return DrawnSubject.of(number, landscape=config.landscape)
 
 
 class _Teller:
@@ -163,7 +149,7 @@ def _tell_one(
 ) -> dict[str, Any]:
     out = seed_folder(config.out, seed)
     clean, reference, attacked = out / "data" / "clean", out / "data" / "reference", out / "attacked"
-    subject = _Subject.of(config, seed)
+    subject = subject_of(config, seed)
     prompt = subject.prompt
     write_folder_once(clean, lambda: subject.draw(scale.images, derive_seed(seed, "clean")))
     write_folder_once(reference, lambda: subject.draw(scale.reference, derive_seed(seed, "reference")))

@@ -91,6 +91,11 @@ class LatentDiffusion:
         size = self.unet.config.sample_size
         return (size if isinstance(size, int) else size[0]) * self.vae_factor
 
+    @property
+    def side_multiple(self) -> int:
+        """What the sides of images must be multiples of, in pixels: the VAE and the UNet halve them so often."""
+        return self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
     def check_resolution(self, resolution: int | None) -> int:
         """`resolution`, or the model's own for None.
 
@@ -99,9 +104,10 @@ class LatentDiffusion:
         """
         if resolution is None:
             return self.resolution
-        step = self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        if resolution <= 0 or resolution % step:
-            raise ValueError(f"resolution: expected a positive multiple of {step} for {self.name}, got {resolution}")
+        if resolution <= 0 or resolution % self.side_multiple:
+            raise ValueError(
+                f"resolution: expected a positive multiple of {self.side_multiple} for {self.name}, got {resolution}"
+            )
         return resolution
 
     def fingerprint(self, part: str) -> str:

@@ -15,6 +15,7 @@ from lordfast.evaluation.intervals import (
     auroc_interval,
     bootstrap_interval,
     mean_interval,
+    student_interval,
     wilson_interval,
 )
 from lordfast.evaluation.pairs import compare_pair, match_names
@@ -39,6 +40,7 @@ __all__ = [
     "mean_interval",
     "read_gates",
     "run_evaluate",
+    "student_interval",
     "summarise_frequencies",
     "wilson_interval",
 ]

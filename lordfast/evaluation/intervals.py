@@ -72,6 +72,25 @@ def mean_interval(values: Sample, *, resamples: int = RESAMPLES, level: float = 
     return bootstrap_interval(lambda drawn: float(drawn.mean()), values, resamples=resamples, level=level, seed=seed)
 
 
+def student_interval(values: Sample, level: float = 0.95) -> Interval:
+    """Student's interval of the mean of (N,) values: mean -+ t s / sqrt(N), with N - 1 degrees of freedom.
+
+    For few values that scatter normally, such as the results of a handful of repetitions. It is not clipped to what
+    the values can be.
+
+    Raises:
+        ValueError: no values, values that are not finite, or a level out of range.
+    """
+    check_level(level)
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"values: expected finite numbers, at least one, got {values}")
+    if len(values) == 1:
+        return Interval(None, None)
+    half = student_quantile(level, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    mean = float(np.mean(values))
+    return Interval(mean - half, mean + half)
+
+
 def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     """Wilson's interval of a share: sound for few images and for shares of 0 and 1, which have a width too.
 

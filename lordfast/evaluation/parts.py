@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lordfast.adapter import load_lord, sees_image
 from lordfast.adapter.control import lord_layers
-from lordfast.data import ImageRecord, fit_image, load_image, load_images
+from lordfast.data import ImageRecord, load_image, load_images
+from lordfast.data.images import load_fitted
 from lordfast.diffusion import LatentDiffusion, resolve_device
 from lordfast.evaluation.config import EvaluateConfig
 from lordfast.evaluation.detection import GateReadings, check_timesteps, compare_readings, read_gates
@@ -110,7 +111,7 @@ def plan_pairs(config: EvaluateConfig, generated: ImageFolder, reference: ImageF
             for ours, theirs in matches.pairs:
                 image = load_image(ours.path)
                 # As an attack cuts its input: a clean photograph meets its attacked centre crop.
-                partner = fit_image(load_image(theirs.path), image.shape[:2])
+                partner = load_fitted(theirs.path, image.shape[:2])
                 rows.append({"image": ours.name, "reference": theirs.name, **compare_pair(image, partner)})
                 advance()
         summary, caveats = summarise_pairs(rows)

@@ -39,22 +39,23 @@ def sections(summary: dict[str, Any], layers: int | None = None) -> list[Section
     return found
 
 
-def _number(value: float | None, digits: int = 4) -> str:
+def number(value: float | None, digits: int = 4) -> str:
+    """`value` to as many significant digits; a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}g}"
 
 
 def _interval_of(part: dict[str, Any], name: str) -> str:
     low, high = part[f"{name}_low"], part[f"{name}_high"]
-    return "-" if low is None or high is None else f"{_number(low, 3)} to {_number(high, 3)}"
+    return "-" if low is None or high is None else f"{number(low, 3)} to {number(high, 3)}"
 
 
 def _distribution(part: dict[str, Any]) -> Section:
     deviation = part["kernel_distance_std"]
-    kernel = _number(part["kernel_distance"])
+    kernel = number(part["kernel_distance"])
     if deviation is not None:
-        kernel += f" ± {_number(deviation, 2)}"
+        kernel += f" ± {number(deviation, 2)}"
     rows = [
-        ["Frechet distance", _number(part["frechet_distance"]), _interval_of(part, "frechet_distance")],
+        ["Frechet distance", number(part["frechet_distance"]), _interval_of(part, "frechet_distance")],
         ["kernel distance (KID)", kernel, _interval_of(part, "kernel_distance")],
         ["KID subsets", f"{part['kid_subsets']} of {part['kid_subset_size']} images", ""],
         ["images", f"{part['generated']} generated, {part['reference']} reference", ""],
@@ -70,11 +71,11 @@ def _scales(part: dict[str, Any]) -> str:
 
 def _pairs(part: dict[str, Any]) -> Section:
     rows = [
-        ["PSNR, mean (dB)", _number(part["psnr"])],
-        ["SSIM, mean", _number(part["ssim"])],
-        [f"MS-SSIM, mean{_scales(part)}", _number(part.get("ms_ssim"))],
+        ["PSNR, mean (dB)", number(part["psnr"])],
+        ["SSIM, mean", number(part["ssim"])],
+        [f"MS-SSIM, mean{_scales(part)}", number(part.get("ms_ssim"))],
         ["largest change (grey levels)", str(part["largest_change"])],
-        ["mean change (grey levels)", _number(part["mean_change"])],
+        ["mean change (grey levels)", number(part["mean_change"])],
     ]
     for side in ("generated", "reference"):
         if part[f"unmatched_{side}"]:
@@ -85,15 +86,15 @@ def _pairs(part: dict[str, Any]) -> Section:
 def _frequency(part: dict[str, Any]) -> Section:
     rows = []
     for label, found in part.items():
-        rows.append([f"{label}: share of the power", _number(found["share"]), _interval_of(found, "share")])
-        rows.append([f"{label}: grey levels", _number(found["amplitude"]), _interval_of(found, "amplitude")])
+        rows.append([f"{label}: share of the power", number(found["share"]), _interval_of(found, "share")])
+        rows.append([f"{label}: grey levels", number(found["amplitude"]), _interval_of(found, "amplitude")])
     return Section("High frequencies (above half of Nyquist's), mean over images", ["images", "value", INTERVAL], rows)
 
 
 def _detection(part: dict[str, Any], layers: int | None) -> Section:
     def row(name: str, values: dict[str, Any]) -> list[str]:
-        means = (_number(values[key]) for key in ("lambda_clean", "lambda_attacked"))
-        return [name, _number(values["auroc"]), _interval_of(values, "auroc"), *means]
+        means = (number(values[key]) for key in ("lambda_clean", "lambda_attacked"))
+        return [name, number(values["auroc"]), _interval_of(values, "auroc"), *means]
 
     ranked = sorted(part["layers"], key=lambda values: -values["auroc"])
     rows = [row("all layers and timesteps", part)]
@@ -103,6 +104,26 @@ def _detection(part: dict[str, Any], layers: int | None) -> Section:
         rows.append([f"... {len(ranked) - layers} more layers in table.md", "", "", "", ""])
     title = f"Lambda on {part['clean']} clean and {part['attacked']} attacked images"
     return Section(title, ["gates", "AUROC", INTERVAL, "lambda clean", "lambda attacked"], rows)
+
+
+def section_to_markdown(section: Section) -> str:
+    """A heading and its table."""
+    lines = [section.columns, ["---"] * len(section.columns), *section.rows]
+    # A bar would end the cell, a line end the row; feature modules and prompts are the user's.
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return f"## {section.title}\n\n{table}\n"
+
+
+def section_to_rich(section: Section) -> Table:
+    """The same for a rich console."""
+    # Names and prompts may hold brackets, which rich takes for markup.
+    table = Table(title=Text(section.title), title_justify="left")
+    for place, column in enumerate(section.columns):
+        table.add_column(Text(column), justify="right" if place else "left", overflow="fold")
+    for row in section.rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def to_markdown(summary: dict[str, Any]) -> str:
@@ -117,27 +138,12 @@ def to_rich(summary: dict[str, Any]) -> Group:
 
 def markdown(tables: Sequence[Section], warnings: Sequence[str]) -> str:
     """Tables under their titles, and then the warnings as a list."""
-    blocks = []
-    for section in tables:
-        lines = [section.columns, ["---"] * len(section.columns), *section.rows]
-        # A bar would end the cell, a line end the row; feature modules and prompts are the user's.
-        cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-        blocks.append(f"## {section.title}\n\n{table}\n")
+    blocks = [section_to_markdown(section) for section in tables]
     if warnings:
         blocks.append("## Warnings\n\n" + "".join(f"* {text}\n" for text in warnings))
     return "\n".join(blocks)
 
 
-def rich_tables(sections: Sequence[Section]) -> Group:
+def rich_tables(tables: Sequence[Section]) -> Group:
     """Tables for a rich console."""
-    tables = []
-    for section in sections:
-        table = Table(title=Text(section.title), title_justify="left")
-        for number, column in enumerate(section.columns):
-            table.add_column(Text(column), justify="right" if number else "left", overflow="fold")
-        for row in section.rows:
-            # Names and prompts may hold brackets, which rich takes for markup.
-            table.add_row(*map(Text, row))
-        tables.append(table)
-    return Group(*tables)
+    return Group(*(section_to_rich(section) for section in tables))

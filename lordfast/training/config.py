@@ -22,6 +22,8 @@ NOT_IDENTITY = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "tensorboard",
+        "page",
+        "retry",
     }
 )
 """Fields that may differ between an interrupted run and its resumption: they don't change what it computes."""

@@ -119,10 +119,15 @@ def report_bad(record: ImageRecord, error: Exception) -> None:
 
 
 class LatentStore:
-    """Latent moments of the examples, encoded once, on the CPU."""
+    """Latent moments of the examples, `mean` and `std`, each (N, C, h, w) on the CPU."""
 
-    def __init__(self, model: LatentDiffusion, images: Sequence[np.ndarray], cache: TensorCache) -> None:
-        self.mean, self.std = cached_moments(model, images, cache)
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        self.mean, self.std = mean, std
+
+    @classmethod
+    def of(cls, model: LatentDiffusion, images: Sequence[np.ndarray], cache: TensorCache) -> LatentStore:
+        """The moments of uint8 images (H, W, 3), encoded once."""
+        return cls(*cached_moments(model, images, cache))
 
     def __len__(self) -> int:
         return len(self.mean)

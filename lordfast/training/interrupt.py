@@ -27,6 +27,8 @@ class Interrupted(Exception):
 class StopOnSignal:
     """A context in which SIGINT or SIGTERM sets `requested`; a second SIGINT raises KeyboardInterrupt.
 
+    Contexts nest: what the inner one was asked for, the outer one learns when it ends.
+
     Under torchrun it does not: the launcher sends its own copy of every signal that the terminal sent already, and
     kills the process when it takes too long.
     """
@@ -55,3 +57,6 @@ class StopOnSignal:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if self.requested and isinstance(outer, StopOnSignal):
+                outer.requested = True

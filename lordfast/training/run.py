@@ -75,7 +75,8 @@ class RunFolder:
         if config.resume and config.overwrite:
             raise ValueError("resume, overwrite: both were given; expected at most one")
         folders = {name: getattr(config, name, None) for name in _IMAGE_FOLDERS}
-        _check_outside(path, {name: Path(folder) for name, folder in folders.items() if folder is not None})
+        # A field of this name may also count images.
+        _check_outside(path, {name: Path(folder) for name, folder in folders.items() if isinstance(folder, str | Path)})
         if not _holds_run(path):
             if path.exists() and any(path.iterdir()):
                 raise ValueError(f"out: {path} is not empty and holds no run; expected a new or empty folder")

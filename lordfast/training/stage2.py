@@ -188,7 +188,7 @@ def _read(model: LatentDiffusion, config: Stage2Config, records: Sequence[ImageR
 def _batches(
     model: LatentDiffusion, config: Stage2Config, cache: TensorCache, images: list[np.ndarray], prompt: str
 ) -> LatentBatches:
-    store = LatentStore(model, images, cache)
+    store = LatentStore.of(model, images, cache)
     text = TextStore(model, [prompt] * len(images), cache, trained=config.train_text_encoder)
     return LatentBatches(store, text, model.timesteps, config.latent_sample)
 

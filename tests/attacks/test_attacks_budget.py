@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from lordfast.attacks.budget import Budget, parse_budget
-from lordfast.attacks.folder import PgdOptions
+from lordfast.attacks.options import PgdOptions
 
 SHAPE = (4, 5, 3)
 BYTES = arrays.arrays(np.uint8, SHAPE)

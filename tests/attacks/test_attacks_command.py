@@ -50,7 +50,7 @@ def test_ctrl_c_prints_the_command_that_goes_on(
     [
         ([], "attack: expected a name"),
         (["--model", "demo"], "attack: expected a name"),
-        (["mist"], "attack: expected one of pgd, got 'mist'"),
+        (["fog"], "attack: expected one of fgsm, pgd, mist,"),
     ],
 )
 def test_a_name_is_needed(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:

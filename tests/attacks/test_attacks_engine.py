@@ -1,6 +1,6 @@
 """The perturbation loop: its gradient, its random start, its budget, and that images do not depend on one another."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lordfast.attacks import engine
 from lordfast.attacks.budget import Budget
-from lordfast.attacks.engine import PgdSettings, perturb, probe_loss
-from lordfast.attacks.pgd import LdmLoss, TargetedLoss, pgd_loss
+from lordfast.attacks.engine import PgdSettings
+from lordfast.attacks.pgd import LdmLoss, PgdConfig, TargetedLoss, pgd_loss
+from lordfast.attacks.protocol import AttackLoss, Inputs
 from lordfast.data import list_images, load_images
 from lordfast.diffusion import LatentDiffusion, load_model
 from lordfast.diffusion.model import Text
@@ -27,6 +28,25 @@ def embed(model: LatentDiffusion, count: int) -> Text:
     return model.embed([f"a photo of a person number {i}" for i in range(count)])
 
 
+def perturb(
+    model: LatentDiffusion,
+    images: Sequence[np.ndarray],
+    text: Text,
+    loss: AttackLoss,
+    config: PgdSettings,
+    on_step: Callable[[int], None] | None = None,
+) -> list[np.ndarray]:
+    """The 8-bit images that the attack makes."""
+    levels = engine.perturb(model, images, text, loss, config, on_step)
+    return [config.budget.quantise(level, image) for level, image in zip(levels, images, strict=True)]
+
+
+def probe_loss(
+    model: LatentDiffusion, images: Sequence[np.ndarray], text: Text, loss: AttackLoss, **options: int
+) -> list[float]:
+    return engine.probe_loss(model, images, images, text, loss, settings(), **options)
+
+
 def rows(text: Text, chosen: Sequence[int]) -> Text:
     return {name: value[list(chosen)] for name, value in text.items()}
 
@@ -34,6 +54,10 @@ def rows(text: Text, chosen: Sequence[int]) -> Text:
 def settings(**overrides: object) -> PgdSettings:
     options = {"budget": Budget(8 / 255, 2 / 255), "steps": 3} | overrides
     return PgdSettings(**options)  # type: ignore[arg-type]
+
+
+def options(**fields: object) -> PgdConfig:
+    return PgdConfig(model="demo", images=Path("."), out=Path("."), **fields)  # type: ignore[arg-type]
 
 
 def draws(model: LatentDiffusion, count: int, config: PgdSettings) -> engine._Draw:
@@ -48,7 +72,7 @@ def test_the_gradient_is_autograds(
     demo_model: LatentDiffusion, images: list[np.ndarray], targeted: bool, latent_sample: bool, low_memory: bool
 ) -> None:
     config = settings(draws=3, latent_sample=latent_sample)
-    loss = pgd_loss(demo_model, targeted=targeted, target=None, resolution=64)
+    loss = pgd_loss(options(targeted=targeted))
     x, text, draw = to_tensor(images[:2]), embed(demo_model, 2), draws(demo_model, 2, config)
     assert draw.noise.shape == (3, 2, 4, 16, 16)
 
@@ -60,11 +84,11 @@ def test_the_gradient_is_autograds(
             latents = demo_model.encode(pixels[one], noise)
             eps, t = draw.noise[i, one], draw.timesteps[i, one]
             prediction = demo_model.predict(demo_model.add_noise(latents, eps, t), t, rows(text, [image]))
-            wanted = loss.target if isinstance(loss, TargetedLoss) else eps
+            wanted = loss.target.latents(demo_model, x) if isinstance(loss, TargetedLoss) else eps
             total = total + (prediction - wanted).square().mean() / 3
     (expected,) = torch.autograd.grad(total, pixels)
 
-    found = engine._gradient(demo_model, x, text, loss, draw, low_memory)
+    found = engine._gradient(demo_model, x, x, text, loss, draw, low_memory)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
     assert all(parameter.grad is None for parameter in demo_model.unet.parameters())
 
@@ -75,9 +99,9 @@ def test_low_memory_never_predicts_for_more_than_one_draw(
     seen: list[int] = []
 
     class Spy(LdmLoss):
-        def __call__(self, model: LatentDiffusion, latents: Tensor, *rest: object) -> Tensor:
-            seen.append(len(latents))
-            return super().__call__(model, latents, *rest)  # type: ignore[arg-type]
+        def __call__(self, model: LatentDiffusion, inputs: Inputs) -> Tensor:
+            seen.append(len(inputs.latents))
+            return super().__call__(model, inputs)
 
     found = {}
     for low_memory in (False, True):
@@ -148,7 +172,7 @@ def test_the_random_start_is_uniform_in_the_ball(norm: str) -> None:
     x = torch.zeros(40, 3, 16, 16)
     generators = [torch.Generator().manual_seed(i) for i in range(len(x))]
     eps = 0.3
-    offset = engine._random_start(x, eps, norm, generators) - x
+    offset = engine._random_start(x, eps, norm, 0.0, generators) - x
     assert not torch.equal(offset[0], offset[1])
     if norm == "linf":
         assert offset.abs().max() <= eps
@@ -165,7 +189,7 @@ def test_the_random_start_stays_within_the_range_and_without_steps_is_all(
     demo_model: LatentDiffusion, images: list[np.ndarray]
 ) -> None:
     x = torch.ones(1, 3, 8, 8)
-    assert engine._random_start(x, 0.5, "linf", [torch.Generator()]).max() <= 1
+    assert engine._random_start(x, 0.5, "linf", 0.0, [torch.Generator()]).max() <= 1
     text = embed(demo_model, 1)
     (noise,) = perturb(demo_model, images[:1], text, LdmLoss(), settings(steps=0))
     assert 6 <= np.abs(noise.astype(int) - images[0]).max() <= 8

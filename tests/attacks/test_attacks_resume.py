@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 
 from lordfast.attacks import folder as folder_module
-from lordfast.attacks.folder import AttackConfig, run_attack
+from lordfast.attacks import run as run_module
+from lordfast.attacks.pgd import PgdConfig
+from lordfast.attacks.run import run_attack
 from lordfast.training.interrupt import Interrupted
 
 
 @pytest.fixture
-def config(tmp_path: Path, faces: Path) -> Callable[..., AttackConfig]:
+def config(tmp_path: Path, faces: Path) -> Callable[..., PgdConfig]:
     """Four faces in batches of 1, 2 or more."""
 
-    def build(out: Path, **overrides: Any) -> AttackConfig:
+    def build(out: Path, **overrides: Any) -> PgdConfig:
         options = {"model": "demo", "images": faces, "device": "cpu", "attack_steps": 2, "batch_size": 2}
-        return AttackConfig(out=out, **(options | overrides))
+        return PgdConfig(out=out, **(options | overrides))
 
     return build
 
@@ -128,7 +130,7 @@ def test_finished_batches_are_not_attacked_again(
 
 
 def test_a_finished_run_is_left_alone(config, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "load_model", lambda *args, **options: pytest.fail("nothing was left to do"))
+    monkeypatch.setattr(run_module, "load_model", lambda *args, **options: pytest.fail("nothing was left to do"))
     assert run_attack("pgd", config(whole, resume=True)) == json.loads((whole / "summary.json").read_text())
 
 

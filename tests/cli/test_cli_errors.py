@@ -103,7 +103,7 @@ def test_an_unknown_device_and_attack(refuse: Run, faces: Path, capsys: pytest.C
     assert main([*COMMANDS["stage2"], str(faces), "--out", "x", "--device", "abacus"]) == 2
     assert "abacus" in capsys.readouterr().err
     assert main(["attack", "pdg"]) == 2
-    assert "expected one of pgd" in capsys.readouterr().err
+    assert "expected one of fgsm, pgd, mist," in capsys.readouterr().err
 
 
 def test_captions_that_are_missing(refuse: Run, tmp_path: Path) -> None:

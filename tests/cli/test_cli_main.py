@@ -52,7 +52,9 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
     assert "no command 'stage3'" in error and "stage2" in error
 
 
-@pytest.mark.parametrize("command", ["demo", "attack pgd", "stage1", "stage2", "generate", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["demo", "attack pgd", "stage1", "stage2", "generate", "evaluate", "experiment purifiers"]
+)
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--help"]) == 0
     text = capsys.readouterr().out

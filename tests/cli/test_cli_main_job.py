@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from lordfast.adapter.save_load import read_lord
 from lordfast.cli.main import main
-from lordfast.data import fit_image, list_images, load_image, output_names
+from lordfast.data import list_images, load_image, output_names
+from lordfast.data.images import load_fitted
 
 PICTURES = 9
 
@@ -32,7 +33,7 @@ def test_attack_defend_train_generate_measure(
     originals, results = list_images(photos), {record.name: record for record in list_images(tmp_path / "attacked")}
     assert len(results) == PICTURES
     for record, output in zip(originals, output_names(originals), strict=True):
-        clean = fit_image(load_image(record.path), 64)
+        clean = load_fitted(record.path, 64)
         change = np.abs(load_image(results[output].path).astype(int) - clean.astype(int))
         assert 1 <= change.max() <= 8
         assert results[output].caption == record.caption

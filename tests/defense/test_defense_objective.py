@@ -20,7 +20,7 @@ def batches(demo_model: Any) -> PairedBatches:
     clean = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(3)]
     perturbed = [image ^ 7 for image in clean]
     cache = TensorCache()
-    stores = [LatentStore(demo_model, images, cache) for images in (clean, perturbed)]
+    stores = [LatentStore.of(demo_model, images, cache) for images in (clean, perturbed)]
     return PairedBatches(*stores, TextStore(demo_model, ["a", "b c", "d"], cache), demo_model.timesteps, sample=True)
 
 
@@ -98,6 +98,6 @@ def test_the_detection_loss_reaches_the_gates_and_the_ldm_losses_both_branches(
 
 
 def test_unequal_numbers_of_images_are_refused(batches: PairedBatches, demo_model: Any) -> None:
-    one = LatentStore(demo_model, [np.zeros((64, 64, 3), np.uint8)], TensorCache())
+    one = LatentStore.of(demo_model, [np.zeros((64, 64, 3), np.uint8)], TensorCache())
     with pytest.raises(ValueError, match="one image for each of the 3 clean ones, got 1"):
         PairedBatches(batches.clean, one, batches.text, demo_model.timesteps)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lordfast.cli.main import main
-from lordfast.data import list_images, load_image
+from lordfast.data import DrawnSubject, list_images, load_image
 from lordfast.demo import measures, recipes, story
 from lordfast.demo.agreement import identity_of
 from lordfast.demo.methods import METHODS
@@ -170,13 +170,13 @@ def test_a_landscape_is_one_place(landscape: Path) -> None:
     assert all("landscape" in (record.caption or "") for record in records)
 
 
-def subject_of(seed: int, **settings: Any) -> story._Subject:
-    return story._Subject.of(story.DemoConfig(**settings), seed)
+def subject_of(seed: int, **settings: Any) -> DrawnSubject:
+    return story.subject_of(story.DemoConfig(**settings), seed)
 
 
 @pytest.mark.parametrize("landscape", [False, True])
 def test_an_identity_is_the_same_for_all_seeds_and_otherwise_each_seed_has_its_own(landscape: bool) -> None:
-    def pixels(subject: story._Subject, seed: int = 0) -> bytes:
+    def pixels(subject: DrawnSubject, seed: int = 0) -> bytes:
         return subject.draw(1, seed)[0].image.tobytes()
 
     fixed = [subject_of(seed, identity=5, landscape=landscape) for seed in (0, 1)]

@@ -11,7 +11,8 @@ from PIL import Image
 
 import lordfast
 from lordfast.cli.main import main
-from lordfast.data import fit_image, load_image, save_png
+from lordfast.data import load_image, save_png
+from lordfast.data.images import load_fitted
 from lordfast.diffusion import LatentDiffusion
 from lordfast.evaluation import EvaluateConfig, run_evaluate
 from lordfast.evaluation import evaluate as module
@@ -147,14 +148,14 @@ def test_images_without_a_twin_are_announced(faces: Path, attacked: Path, lord: 
 
 def test_a_photograph_meets_its_attacked_centre_crop(photos: Path, tmp_path: Path) -> None:
     for name in ("china.jpg", "portrait.jpg"):
-        crop = fit_image(load_image(photos / name), 64)
+        crop = load_fitted(photos / name, 64)
         save_png((crop // 2 + 60).astype(np.uint8), tmp_path / "ours" / f"{Path(name).stem}.png")
     save_png(np.zeros((32, 48, 3), np.uint8), tmp_path / "ours" / "nobody.png")
     config = settings(tmp_path, generated=tmp_path / "ours", reference=photos, distribution=False, frequency=False)
     summary = run_evaluate(config)
     assert [row["reference"] for row in rows_of(config.out)] == ["china.jpg", "portrait.jpg"]
     for row in rows_of(config.out):
-        crop = fit_image(load_image(photos / row["reference"]), 64).astype(int)
+        crop = load_fitted(photos / row["reference"], 64).astype(int)
         assert row["largest_change"] == np.abs(crop // 2 + 60 - crop).max()
     assert summary["pairs"]["pairs"] == 2
     assert summary["pairs"]["unmatched_generated"] == ["nobody.png"]

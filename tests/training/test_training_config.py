@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lordfast.attacks.folder import AttackConfig
+from lordfast.attacks.options import AttackConfig
 from lordfast.cli.parse import parse
 from lordfast.defense.stage1 import PRESETS as STAGE1_PRESETS
 from lordfast.defense.stage1 import Stage1Config

@@ -55,7 +55,7 @@ def test_the_errors_of_a_folder_name_the_argument(tmp_path: Path) -> None:
 def test_what_is_drawn_depends_on_the_generator_alone(demo_model: Any, wide: Path) -> None:
     images = [image for _, image in read_images(list_images(wide), ImageOptions(), 64, seed=0)]
     cache = TensorCache()
-    store = LatentStore(demo_model, images, cache)
+    store = LatentStore.of(demo_model, images, cache)
     text = TextStore(demo_model, ["a", "b"], cache)
     for sample in (False, True):
         batches = LatentBatches(store, text, demo_model.timesteps, sample)
@@ -73,7 +73,7 @@ def test_what_is_drawn_depends_on_the_generator_alone(demo_model: Any, wide: Pat
 
 def test_latents_are_those_of_the_model(demo_model: Any, wide: Path) -> None:
     images = [image for _, image in read_images(list_images(wide), ImageOptions(), 64, seed=0)]
-    store = LatentStore(demo_model, images, TensorCache())
+    store = LatentStore.of(demo_model, images, TensorCache())
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         torch.testing.assert_close(store.mean, demo_model.encode(pixels), rtol=1e-4, atol=1e-5)

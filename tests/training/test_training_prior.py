@@ -29,7 +29,9 @@ def _one_sampler_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def _batches(model: Any, seed: int, count: int, prompt: str) -> LatentBatches:
     images = [np.random.default_rng(seed + i).integers(0, 256, (64, 64, 3), dtype=np.uint8) for i in range(count)]
     cache = TensorCache()
-    return LatentBatches(LatentStore(model, images, cache), TextStore(model, [prompt] * count, cache), model.timesteps)
+    return LatentBatches(
+        LatentStore.of(model, images, cache), TextStore(model, [prompt] * count, cache), model.timesteps
+    )
 
 
 def test_the_loss_is_instance_plus_weighted_prior(demo_model: Any) -> None:

@@ -1,0 +1,172 @@
+"""Attack all images of a subject together with a surrogate that trains on them, saving every moment worth it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from lordfast.attacks.alternate import Moment, check_schedule, run_schedule
+from lordfast.attacks.engine import PgdSettings, descend, generators_of, random_start, to_levels
+from lordfast.attacks.folder import Job, Log, assemble, batches_of, chunks, memory_advice, write_results
+from lordfast.attacks.protocol import AttackLoss, Perturb, Phase
+from lordfast.attacks.surrogate import Surrogate
+from lordfast.diffusion import LatentDiffusion, content_key
+from lordfast.pixels import to_tensor
+from lordfast.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from lordfast.training.interrupt import Interrupted, StopOnSignal
+from lordfast.training.progress import progress
+
+SHARE = 10
+"""Saving takes at most one part in this many of the time."""
+
+
+def attack_subject(
+    model: LatentDiffusion,
+    jobs: Sequence[Job],
+    loss: AttackLoss,
+    phases: Sequence[Phase],
+    settings: PgdSettings,
+    surrogate: Surrogate,
+    folder: Path,
+    *,
+    batch_size: int,
+    resume: bool,
+    log: Log | None = None,
+    show: bool = True,
+) -> None:
+    """Run `phases` over all images of `jobs`, which are held in memory, and write the PNGs and captions into `folder`.
+
+    Every image is perturbed from where its last phase left it, on noise that its pixels, the seed and the phase decide.
+    Moments are saved in ``folder/checkpoints``, as often as saving takes at most a tenth of the time, and when the run
+    is interrupted; a resumed run gives the same bits.
+
+    Args:
+        batch_size: views per forward.
+        log: as in `write_results`.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; the moment is saved, or the last one before a phase of training.
+        ValueError: a schedule that makes no sense; a batch that does not fit into memory; resumed with other images.
+    """
+    check_schedule(phases)
+    groups = [(batch, [job.open() for job in batch]) for batch in batches_of(jobs, batch_size)]
+    views: list[list[np.ndarray]] = []
+    captions: list[list[str]] = []
+    for batch, frames in groups:
+        shown = [view for frame in frames for view in frame.views]
+        named = [caption for job in batch for caption in job.captions]
+        for chunk in chunks(len(shown), batch_size):
+            views.append(shown[chunk])
+            captions.append(named[chunk])
+    originals = [to_tensor(group) for group in views]
+    keeper = _Keeper(folder / "checkpoints", content_key(*(view for group in views for view in group)), len(views) + 1)
+    moment = keeper.load() if resume else None
+    if moment is None:
+        current = [
+            random_start(original, settings, generators_of(group, settings.seed))
+            for original, group in zip(originals, views, strict=True)
+        ]
+        moment = Moment(0, 0, current, surrogate.state())
+
+    def perturb(batch: int, x: Tensor, steps: int, phase: int) -> Tensor:
+        size = len(x)
+        text = {name: value.to(model.device) for name, value in surrogate.text(captions[batch]).items()}
+        with surrogate.precision(), memory_advice(size, views[batch][0].shape, model):
+            x = descend(
+                model,
+                x.to(model.device, copy=True),
+                originals[batch].to(model.device),
+                text,
+                loss,
+                replace(settings, steps=steps),
+                generators_of(views[batch], settings.seed, phase),
+                lambda _: advance(size),
+            )
+        return x.cpu()
+
+    count = sum(map(len, views))
+    total = sum(phase.steps for phase in phases if isinstance(phase, Perturb)) * count
+    with StopOnSignal() as stop, progress("attacking", total, start=_done(phases, moment, views), show=show) as advance:
+
+        def save(make: Callable[[], Moment]) -> None:
+            keeper.offer(make, at_once=stop.requested)
+            if stop.requested:
+                raise Interrupted(f"in phase {keeper.newest + 1} of {len(phases)}")
+
+        current = run_schedule(phases, moment, originals, surrogate, perturb, save)
+        levels = [level for batch in current for level in to_levels(batch)]
+        first = 0
+        for batch, frames in groups:
+            mine = sum(job.views for job in batch)
+            text = surrogate.text([caption for job in batch for caption in job.captions])
+            with surrogate.precision():
+                results = assemble(frames, levels[:mine], settings.budget)
+                write_results(model, batch, frames, results, text, loss, settings, folder, batch_size, first, log)
+            levels, first = levels[mine:], first + len(batch)
+
+
+def _done(phases: Sequence[Phase], moment: Moment, views: Sequence[Sequence[np.ndarray]]) -> int:
+    """Image steps that were made before `moment`."""
+    count = sum(map(len, views))
+    done = sum(phase.steps for phase in phases[: moment.phase] if isinstance(phase, Perturb)) * count
+    if moment.batch:
+        phase = phases[moment.phase]
+        done += sum(map(len, views[: moment.batch])) * (phase.steps if isinstance(phase, Perturb) else 0)
+    return done
+
+
+class _Keeper:
+    """Moments on disk.
+
+    Args:
+        images: a digest of all images: a moment of other ones is refused.
+        places: more than the batches of a phase, so that phase and batch make one number.
+    """
+
+    def __init__(self, folder: Path, images: str, places: int) -> None:
+        self._folder, self._images, self._places = folder, images, places
+        self._not_before = 0.0
+        self.newest = 0
+
+    def offer(self, make: Callable[[], Moment], at_once: bool) -> None:
+        """Save what `make` gives, unless saving would take too much of the time and need not be at once."""
+        if not at_once and time.monotonic() < self._not_before:
+            return
+        started = time.monotonic()
+        moment = make()
+        weights = {f"weights.{name}": value for name, value in moment.weights.items()}
+        if moment.remembered is not None:
+            weights |= {f"remembered.{name}": value for name, value in moment.remembered.items()}
+        weights |= {f"current.{index:06d}": value for index, value in enumerate(moment.current)}
+        state = {"images": self._images, "phase": moment.phase, "batch": moment.batch}
+        save_checkpoint(self._folder, moment.phase * self._places + moment.batch, weights, state, keep=1)
+        self.newest = moment.phase
+        now = time.monotonic()
+        self._not_before = now + (SHARE - 1) * (now - started)
+
+    def load(self) -> Moment | None:
+        """The newest moment, or None.
+
+        Raises:
+            ValueError: it belongs to other images.
+        """
+        found = latest_checkpoint(self._folder)
+        if found is None:
+            return None
+        _, tensors, state = load_checkpoint(found)
+        if state["images"] != self._images:
+            raise ValueError(
+                f"resume: {found} was saved for other images: they changed since the run began; expected the same "
+                "images, or --overwrite"
+            )
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            parts.setdefault(kind, {})[rest] = value
+        current = [parts["current"][index] for index in sorted(parts["current"])]
+        return Moment(state["phase"], state["batch"], current, parts["weights"], parts.get("remembered"))

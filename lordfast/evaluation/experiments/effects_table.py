@@ -1,0 +1,135 @@
+"""The result of an experiment with purifiers as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from lordfast.evaluation.table import Section, number, section_to_markdown
+
+DISTANCES = {"frechet": "Frechet distance", "kernel": "kernel distance (KID)"}
+_ESTIMATES = ("mean", "against_clean", "against_unpurified", "recovered")
+_PARTS = ("value", "low", "high", "n")
+
+
+def short(features: str) -> str:
+    """``classifier:load_classifier`` of ``lordfast.demo.classifier:load_classifier``, a file's name of its path."""
+    module, colon, factory = features.rpartition(":")
+    return f"{module.rpartition('.')[2]}:{factory}" if colon else features.rpartition("/")[2]
+
+
+def title_of(measure: dict[str, Any]) -> str:
+    """What was measured, and in which features."""
+    return f"{DISTANCES[measure['distance']]} in {measure['features']} features"
+
+
+def _cell(estimate: dict[str, Any] | None, n: int, signed: bool = False) -> str:
+    if estimate is None:
+        return "-"
+    sign = "+" if signed and estimate["value"] > 0 else ""
+    text = sign + number(estimate["value"], 3)
+    if estimate["low"] is not None:
+        text += f" ({number(estimate['low'], 3)} to {number(estimate['high'], 3)})"
+    return text if estimate["n"] == n else f"{text} [n = {estimate['n']}]"
+
+
+def sections(results: dict[str, Any]) -> list[Section]:
+    """A table per measure: a row per condition."""
+    columns = ["LoRA trained on", "n", "distance", "worse than clean by", "purified - unpurified", "recovered share"]
+    found = []
+    for index, measure in enumerate(results["rows"][0]["measures"]):
+        lines = []
+        for row in results["rows"]:
+            one = row["measures"][index]
+            cells = [_cell(one["mean"], row["n"])]
+            cells += [_cell(one[name], row["n"], signed=True) for name in ("against_clean", "against_unpurified")]
+            recovered = _cell(one["recovered"], row["n"])
+            lines.append([row["title"], f"{row['n']} of {results['replicates']}", *cells, recovered])
+        found.append(Section(f"{title_of(measure)} (lower is closer)", columns, lines))
+    return found
+
+
+def to_markdown(results: dict[str, Any]) -> str:
+    """The tables, after what they rest on and how far they are, and before how to read them."""
+    blocks = [_state(results), *(section_to_markdown(section) for section in sections(results)), _reading(results)]
+    if results["seconds"]:
+        rows = [
+            [name, str(found["cells"]), number(found["mean"], 3), number(found["total"], 4)]
+            for name, found in results["seconds"].items()
+        ]
+        columns = ["phase", "cells", "seconds per cell", "seconds in all"]
+        blocks.append(section_to_markdown(Section("Where the time went", columns, rows)))
+    return "\n".join(blocks)
+
+
+def _state(results: dict[str, Any]) -> str:
+    cells = results["cells"]
+    lines = []
+    if not results["complete"]:
+        parts = [f"{cells['left']} are still to be computed"] if cells["left"] else []
+        parts += [f"{cells['failed']} failed"] if cells["failed"] else []
+        parts += [f"{cells['blocked']} need a failed one"] if cells["blocked"] else []
+        lines.append(
+            f"**Unfinished: {cells['done']} of {cells['all']} cells are there, {', '.join(parts)}.** Rows rest"
+        )
+        lines[-1] += " on the replicates that n counts; a row without any shows dashes."
+        lines += [f"* failed: {one['cell']}: {one['type']}: {_line(one['message'])}" for one in results["failed"]]
+        lines.append("")
+    people = "identity" if results["identities"] == 1 else "identities"
+    parts = [f"{results['identities']} {people}", f"{counted(results['seeds'], 'seed')} each"]
+    lines.append(
+        f"{counted(results['replicates'], 'replicate')}: {', '.join(parts)}; attack {results['attack']}, model "
+        f"{results['model']}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def counted(n: int, word: str) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def _line(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= 200 else words[:199] + "…"
+
+
+def _reading(results: dict[str, Any]) -> str:
+    rows = [row for row in results["rows"] if row["purifier"] is not None]
+    count = len(rows) * len(results["rows"][0]["measures"])
+    few = "" if results["replicates"] > 1 else " One replicate has no interval: it shows no effect at all."
+    several = results["seeds"] > 1
+    shared = " Replicates of one identity share its reference pictures, so they are not quite independent."
+    chance = (
+        f" Of {count} comparisons of a purifier with nothing, about 1 in 20 leaves 0 out by chance alone, which no "
+        "correction accounts for."
+    )
+    return (
+        "## How to read it\n\n"
+        "In brackets: the 95 % interval over replicates (Student's, with n - 1 degrees of freedom), not over images; "
+        "for the recovered share, a bootstrap over replicates. **An interval of a difference that includes 0 shows no "
+        f"effect.**{few}{shared if several else ''}\n\n"
+        "* distance: of generated pictures to fresh clean pictures of the same identity; mean over replicates.\n"
+        "* worse than clean by: this condition - clean, within a replicate.\n"
+        "* purified - unpurified: with the purifier - without it, on the same pictures, within a replicate; below 0 it "
+        f"helps.{chance if count else ''}\n"
+        "* recovered share: mean(attacked - purified) / mean(attacked - clean). The means are divided, not the "
+        "replicates' values: a single replicate's denominator may be near 0. 1 is everything, 0 nothing, above 1 "
+        "better than clean. A dash: the attack worsened nothing on average; no brackets: what it worsened may be 0, so "
+        "the share has no bounds.\n"
+    )
+
+
+def to_csv(results: dict[str, Any]) -> str:
+    """RFC 4180: a line per condition and measure, an empty field where there is no number."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    names = [name if part == "value" else f"{name}_{part}" for name in _ESTIMATES for part in _PARTS]
+    writer.writerow(["condition", "eps", "purifier", "features", "distance", "replicates", *names])
+    for row in results["rows"]:
+        for measure in row["measures"]:
+            start = [row["condition"], row["eps"], row["purifier"], measure["features"], measure["distance"]]
+            values = [(measure[name] or {}).get(part) for name in _ESTIMATES for part in _PARTS]
+            writer.writerow([*start, results["replicates"], *values])
+    return stream.getvalue()
