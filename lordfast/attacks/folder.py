@@ -16,14 +16,14 @@ from lordfast.attacks.budget import Budget
 from lordfast.attacks.engine import PgdSettings, perturb, probe_loss
 from lordfast.attacks.frames import Frame
 from lordfast.attacks.protocol import AttackLoss
-from lordfast.data import ImageRecord, save_png
+from lordfast.data import ImageRecord
 from lordfast.data.images import load_layers
 from lordfast.diffusion import LatentDiffusion, TensorCache
 from lordfast.diffusion.cache import cached_text
 from lordfast.diffusion.model import Text
-from lordfast.files import write_atomic
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
+from lordfast.training.results import save_result
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -209,10 +209,7 @@ def write_results(
             log(row | _distance(frame.colours, result[..., :3]))
             view += job.views
     for job, result in zip(batch, results, strict=True):
-        # The caption first: once the image is there, it counts as done.
-        if job.record.caption:
-            write_atomic((folder / job.output).with_suffix(".txt"), job.record.caption.encode())
-        save_png(Image.fromarray(result), folder / job.output)
+        save_result(job.record, Image.fromarray(result), folder / job.output)
 
 
 def _distance(original: np.ndarray, attacked: np.ndarray) -> dict[str, float]:

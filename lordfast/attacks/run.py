@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 
 from lordfast.attacks.folder import Job, attack_images, batches_of, is_done
-from lordfast.attacks.frames import Frame, open_frame
+from lordfast.attacks.frames import open_frame
 from lordfast.attacks.options import AttackConfig
 from lordfast.attacks.protocol import Attack
 from lordfast.attacks.registry import find_attack
 from lordfast.attacks.subject import attack_subject
 from lordfast.attacks.surrogate import FineTuned
-from lordfast.data import BadImageError, ImageRecord, output_names
+from lordfast.data import ImageRecord, output_names
 from lordfast.diffusion import LatentDiffusion, TensorCache, load_model
 from lordfast.training.config import check_choices
-from lordfast.training.examples import list_folder, report_bad
-from lordfast.training.progress import progress
+from lordfast.training.examples import check_readable, list_folder
 from lordfast.training.run import RunFolder
 
 
@@ -100,34 +99,16 @@ def _check(attack: Attack, config: AttackConfig) -> None:
 
 
 def _jobs(model: LatentDiffusion, config: AttackConfig, records: Sequence[ImageRecord], side: int) -> list[Job]:
-    """The images that can be read, those with views of one shape next to each other.
-
-    Each is decoded once and let go; it is read again when its turn comes, so that a large folder does not have to fit
-    into memory.
-    """
+    """The images that can be read, those with views of one shape next to each other."""
     outputs = dict(zip((record.name for record in records), output_names(records), strict=True))
-    jobs, first_error = [], None
-    with progress("checking images", len(records)) as advance:
-        for record in records:
-            read = partial(_open, record, config, side, model.side_multiple)
-            try:
-                views = read().views
-            except BadImageError as error:
-                if not config.skip_bad:
-                    raise
-                first_error = first_error or error
-                report_bad(record, error)
-            else:
-                shape = (views[0].shape[0], views[0].shape[1])
-                jobs.append(Job(record, outputs[record.name], read, len(views), shape))
-            advance()
-    if not jobs:
-        raise ValueError(f"none of the {len(records)} images could be read; the first: {first_error}")
-    return sorted(jobs, key=lambda job: job.shape)
 
+    def job(record: ImageRecord) -> Job:
+        read = partial(open_frame, record.path, config.size, side, model.side_multiple)
+        views = read().views
+        return Job(record, outputs[record.name], read, len(views), (views[0].shape[0], views[0].shape[1]))
 
-def _open(record: ImageRecord, config: AttackConfig, side: int, multiple: int) -> Frame:
-    return open_frame(record.path, config.size, side, multiple)
+    found = [made for _, made in check_readable(records, job, skip_bad=config.skip_bad)]
+    return sorted(found, key=lambda job: job.shape)
 
 
 def _keep_rows(run: RunFolder, jobs: Sequence[Job], batch_size: int) -> None:

@@ -5,27 +5,21 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from lordfast.cli.choose import choose
 from lordfast.cli.parse import parse, report, run_resumable
 
 
 def run(args: list[str]) -> None:
     """Parse and attack, or explain."""
-    from lordfast.attacks.registry import ATTACKS, find_attack
+    from lordfast.attacks.registry import ATTACKS
     from lordfast.attacks.run import run_attack
 
-    if not args or args[0].startswith("-"):
-        width = max(map(len, ATTACKS))
-        rows = "\n".join(f"  {name:<{width}}  {attack.summary}" for name, attack in ATTACKS.items())
-        print(
-            "usage: lordfast attack NAME --model MODEL --images DIR --out DIR [options]\n\n"
-            f"attacks:\n{rows}\n\n"
-            "lordfast attack NAME --help lists the options; lordfast attack NAME --explain prints its rule, its budget "
-            "in grey levels, its source and its presets."
-        )
-        if args and args[0] in ("-h", "--help"):
-            return
-        raise ValueError(f"attack: expected a name ({', '.join(ATTACKS)}) first")
-    attack, rest = find_attack(args[0]), args[1:]
+    kinds = {name: attack.summary for name, attack in ATTACKS.items()}
+    more = "lordfast attack NAME --explain prints its rule, its budget in grey levels, its source and its presets."
+    chosen = choose("attack", kinds, "--model MODEL --images DIR --out DIR", args, more)
+    if chosen is None:
+        return
+    attack, rest = ATTACKS[chosen[0]], chosen[1]
     presets = {name: dict(preset.values) for name, preset in attack.presets.items()}
     command = f"attack {attack.name}"
     if "--explain" in rest:

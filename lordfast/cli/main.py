@@ -10,6 +10,7 @@ from importlib import import_module
 COMMANDS = {
     "demo": "the whole story on the embedded model: attack, defend, train, generate; offline, on a CPU",
     "attack": "perturb a folder of images so that fine-tuning on them fails",
+    "purify": "transform a folder of images to wash an attack out: JPEG, blur, DiffPure and others",
     "stage1": "train a LoRD on clean and perturbed images",
     "stage2": "train a DreamBooth LoRA, on top of a frozen LoRD or without one",
     "generate": "draw images with a model, a LoRD and a LoRA",

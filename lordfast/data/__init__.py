@@ -6,7 +6,7 @@ May import numpy, Pillow and itself only; everything from ``training`` upwards m
 from lordfast.data.faces import FaceAttributes, FaceIdentity, draw_face, draw_identity, face_caption
 from lordfast.data.folder import ImageRecord, list_images, load_images, output_names
 from lordfast.data.grid import image_grid
-from lordfast.data.images import BadImageError, fit_image, load_image, save_png
+from lordfast.data.images import BadImageError, fit_image, load_image, load_layers, save_png
 from lordfast.data.landscapes import LandscapeAttributes, Scene, draw_landscape, draw_scene, landscape_caption
 from lordfast.data.procedural import DrawnSubject, ProceduralImage, make_faces, make_landscapes, write_folder
 
@@ -30,6 +30,7 @@ __all__ = [
     "list_images",
     "load_image",
     "load_images",
+    "load_layers",
     "make_faces",
     "make_landscapes",
     "output_names",

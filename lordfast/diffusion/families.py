@@ -31,7 +31,7 @@ def load_model(model: str | Path, *, device: str = "auto", dtype: str = "fp32") 
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     resolved_device = resolve_device(device)
     source = resolve_model(model)
-    family = _pipeline_class(source, str(model))
+    family = pipeline_class(source, str(model))
     if family not in _LOADERS:
         raise ValueError(f"model: {model} is a {family}; supported are {', '.join(_LOADERS)}")
     with warnings.catch_warnings():
@@ -40,7 +40,8 @@ def load_model(model: str | Path, *, device: str = "auto", dtype: str = "fp32") 
         return _LOADERS[family](source, name=str(model), device=resolved_device, dtype=DTYPES[dtype])
 
 
-def _pipeline_class(source: str, shown: str) -> str:
+def pipeline_class(source: str, shown: str) -> str:
+    """The class that the ``model_index.json`` of a folder or hub id names; `shown` is what messages call it."""
     index = Path(source) / "model_index.json"
     if not Path(source).is_dir():
         from huggingface_hub import hf_hub_download

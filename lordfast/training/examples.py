@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from rich.markup import escape
 from torch import Tensor
 
-from lordfast.data import BadImageError, ImageRecord, list_images, load_image, load_images
+from lordfast.data import BadImageError, ImageRecord, list_images, load_images
 from lordfast.diffusion import LatentDiffusion, TensorCache
 from lordfast.diffusion.cache import cached_moments, cached_text
-from lordfast.pixels import Uint8Image
 from lordfast.training.loop import Batches
 from lordfast.training.progress import console, progress
 
+T = TypeVar("T")
 CaptionMode = Literal["optional", "required", "ignore"]
 
 
@@ -77,45 +77,38 @@ def read_images(
     return found
 
 
-def readable(
-    records: Sequence[ImageRecord],
-    *,
-    skip_bad: bool,
-    on_image: Callable[[ImageRecord, Uint8Image], Any] | None = None,
-) -> tuple[list[ImageRecord], list[str]]:
-    """Decode every image once and let it go, so that a bad one is found before hours of work and not after.
-
-    Args:
-        on_image: called with each image that can be read.
-
-    Returns:
-        The records whose images can be read, and the paths of the others, which `skip_bad` passes over and names.
-
-    Raises:
-        BadImageError: an image that can't be read, without `skip_bad`.
-    """
-    found, skipped = [], []
-    with progress("checking images", len(records)) as advance:
-        for record in records:
-            try:
-                image = load_image(record.path)
-            except BadImageError as error:
-                if not skip_bad:
-                    raise
-                report_bad(record, error)
-                skipped.append(str(record.path))
-            else:
-                if on_image is not None:
-                    on_image(record, image)
-                found.append(record)
-            advance()
-    return found, skipped
-
-
 def report_bad(record: ImageRecord, error: Exception) -> None:
     """Name an image that ``skip_bad`` passes over."""
     # Paths may hold brackets, and a broken line can't be searched for.
     console.print(f"[yellow]skipped[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def check_readable(
+    records: Sequence[ImageRecord], read: Callable[[ImageRecord], T], *, skip_bad: bool, argument: str = "images"
+) -> list[tuple[ImageRecord, T]]:
+    """The records whose images can be read, each with what `read` says of it.
+
+    Each image is decoded once and let go, to be read again when its turn comes: a large folder does not have to fit
+    into memory, and a bad image shows before any work is done.
+
+    Raises:
+        BadImageError: an image that can't be read, without `skip_bad`.
+        ValueError: none can; it names the config's `argument`.
+    """
+    found, first_error = [], None
+    with progress("checking images", len(records)) as advance:
+        for record in records:
+            try:
+                found.append((record, read(record)))
+            except BadImageError as error:
+                if not skip_bad:
+                    raise
+                first_error = first_error or error
+                report_bad(record, error)
+            advance()
+    if not found:
+        raise ValueError(f"{argument}: none of the {len(records)} images could be read; the first: {first_error}")
+    return found
 
 
 class LatentStore:

@@ -18,7 +18,7 @@ from lordfast.data.images import parse_resolution
 from lordfast.files import write_atomic
 from lordfast.pixels import Uint8Image
 from lordfast.training.config import RunConfig, check_choices
-from lordfast.training.examples import list_folder, readable
+from lordfast.training.examples import check_readable, list_folder
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
 from lordfast.training.run import RunFolder
@@ -90,16 +90,16 @@ def run_pairs(config: PairsConfig, kind: Kind) -> dict[str, Any]:
         return finished
     outputs = dict(zip((record.name for record in records), output_names(records), strict=True))
 
-    def check(record: ImageRecord, image: Uint8Image) -> None:
+    def check(record: ImageRecord) -> None:
+        image = load_image(record.path)
         for variant in range(1, config.variants + 1):
             try:
                 kind.check(_cut(image, record, variant, config), _rng(config, kind.command, record, variant))
             except ValueError as error:
                 raise ValueError(f"{error} ({record.path})") from error
 
-    usable, skipped = readable(records, skip_bad=config.skip_bad, on_image=check)
-    if not usable:
-        raise ValueError(f"images: none of the {len(records)} images in {config.images} could be read")
+    usable = [record for record, _ in check_readable(records, check, skip_bad=config.skip_bad)]
+    skipped = [str(record.path) for record in records if record not in usable]
     jobs = list(_jobs(usable, outputs, config.variants, kind))
     run = RunFolder.open(config, kind.command)
     started = time.perf_counter()

@@ -13,6 +13,7 @@ from lordfast.attacks import folder as folder_module
 from lordfast.attacks import run as run_module
 from lordfast.attacks.pgd import PgdConfig
 from lordfast.attacks.run import run_attack
+from lordfast.training import results
 from lordfast.training.interrupt import Interrupted
 
 
@@ -94,7 +95,7 @@ def test_a_signal_in_the_middle(
 def test_a_kill_between_two_files(
     config, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: int
 ) -> None:
-    run, save, count = tmp_path / "run", folder_module.save_png, 0
+    run, save, count = tmp_path / "run", results.save_png, 0
 
     def killed(*args: Any) -> None:
         nonlocal count
@@ -104,7 +105,7 @@ def test_a_kill_between_two_files(
         save(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "save_png", killed)
+        patch.setattr(results, "save_png", killed)
         with pytest.raises(KeyboardInterrupt):
             run_attack("pgd", config(run))
     assert len(images(run)) == saved

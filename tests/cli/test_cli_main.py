@@ -52,8 +52,36 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
     assert "no command 'stage3'" in error and "stage2" in error
 
 
+ATTACKS = ["fgsm", "pgd", "mist", "photoguard", "fsmg", "aspl", "ace", "ace-plus", "feature"]
+PURIFIERS = [
+    "jpeg",
+    "gaussian-noise",
+    "blur",
+    "resize",
+    "tv",
+    "vae-roundtrip",
+    "diffpure",
+    "gridpure",
+    "impress",
+    "noisy-upscale",
+]
+
+
 @pytest.mark.parametrize(
-    "command", ["demo", "attack pgd", "stage1", "stage2", "generate", "evaluate", "experiment purifiers"]
+    "command",
+    [
+        "demo",
+        *(f"attack {name}" for name in ATTACKS),
+        *(f"purify {name}" for name in PURIFIERS),
+        "stage1",
+        "stage2",
+        "generate",
+        "evaluate",
+        "experiment purifiers",
+        "transfer",
+        "pairs inpainting",
+        "pairs super-resolution",
+    ],
 )
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--help"]) == 0
@@ -171,7 +199,8 @@ def test_the_number_of_images_has_a_short_flag(spelling: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "field"), [("attack pgd", "images"), ("stage1", "data"), ("stage2", "instance_data")]
+    ("command", "field"),
+    [("attack pgd", "images"), ("purify diffpure", "images"), ("stage1", "data"), ("stage2", "instance_data")],
 )
 def test_results_do_not_go_into_the_data(
     command: str, field: str, faces: Path, capsys: pytest.CaptureFixture[str]

@@ -14,7 +14,7 @@ import skimage
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from lordfast.data import BadImageError, load_image, save_png
+from lordfast.data import BadImageError, load_image, load_layers, save_png
 
 SKIMAGE_DATA = Path(skimage.__file__).parent / "data"
 RED = (200, 10, 60)
@@ -325,3 +325,17 @@ def test_save_png_refuses_what_is_not_png_or_uint8(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"image: expected shape \(H, W, 3\), got \(4, 4\)"):
         save_png(np.zeros((4, 4), np.uint8), tmp_path / "x.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_opacity_is_read_apart_from_the_colours(tmp_path: Path) -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    rgb, alpha = load_layers(tmp_path / "a.png")
+    assert np.array_equal(rgb, rgba[..., :3]) and alpha is not None and np.array_equal(alpha, rgba[..., 3])
+    white = np.rint(rgb * (alpha[..., None] / 255) + 255 - alpha[..., None].astype(float))
+    assert abs(load_image(tmp_path / "a.png") - white).max() <= 1
+    Image.fromarray(rgba[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    rgb, alpha = load_layers(tmp_path / "deep.png")
+    assert alpha is None and np.array_equal(rgb, np.repeat(rgba[..., :1], 3, axis=2))
+    with pytest.raises(BadImageError, match="no such file"):
+        load_layers(tmp_path / "none.png")
