@@ -16,6 +16,8 @@ COMMANDS = {
     "generate": "draw images with a model, a LoRD and a LoRA",
     "evaluate": "measure generated images, attacked images, or how well lambda detects an attack",
     "experiment": "compare attacks and purifiers over several identities and seeds, with intervals",
+    "transfer": "measure how attacked images disturb image variation in other models and under other prompts",
+    "pairs": "make image pairs for inpainting or super-resolution out of a folder of images",
     "bench": "how fast LoRD's layers are here, against the bare ones, eager PyTorch and a LoRA",
     "info": "versions, devices, backends and why one is missing",
 }

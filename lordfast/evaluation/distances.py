@@ -56,7 +56,13 @@ def kernel_interval(generated: Tensor, reference: Tensor, *, level: float = 0.95
 
 
 def frechet_interval(
-    generated: Tensor, reference: Tensor, *, resamples: int = 200, level: float = 0.95, seed: int = 0
+    generated: Tensor,
+    reference: Tensor,
+    *,
+    resamples: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+    paired: bool = False,
 ) -> Interval:
     """Interval of the Frechet distance of features (N, F), (M, F): how far other sets of the same sizes would move it.
 
@@ -69,22 +75,29 @@ def frechet_interval(
     The trace of (C_g C_r)^(1/2) is the nuclear norm of A B^T, with A and B the centred features over sqrt(n - 1) or,
     where there are more images than features, the R of their QR decompositions.
 
+    Args:
+        paired: row i of both sets comes from the same image, and both are resampled alike: two versions of the same
+            images differ far less than two sets of other images do.
+
     Returns:
         (None, None) where the smallest of N, M and F is above 512: that would take hours.
 
     Raises:
-        ValueError: fewer than 3 images in a set, no resample, or a level out of range.
+        ValueError: fewer than 3 images in a set, pairs of two counts, no resample, or a level out of range.
     """
     check_level(level)
     _check(generated, reference)
     if resamples < 2:
         raise ValueError(f"resamples: expected at least 2, got {resamples}")
+    if paired and len(generated) != len(reference):
+        raise ValueError(f"paired: expected as many reference as generated, got {len(reference)} and {len(generated)}")
     if min(*generated.shape, *reference.shape) > LARGEST:
         return Interval(None, None)
     x, y = generated.double().cpu(), reference.double().cpu()
     rng = np.random.default_rng(derive_seed(seed, "frechet"))
-    values = [_frechet(x[one], y[other]) for one, other in _resampled(rng, len(x), len(y), resamples)]
-    estimate = _frechet(x, y)
+    drawn = _resampled(rng, len(x), len(y), resamples)
+    values = [accurate_frechet(x[one], y[one if paired else other]) for one, other in drawn]
+    estimate = accurate_frechet(x, y)
     half = student_quantile(level, min(len(x), len(y)) - 1) * float(np.std(values, ddof=1))
     return Interval(max(0.0, estimate - half), estimate + half)
 
@@ -96,12 +109,19 @@ def _resampled(
         yield rng.integers(n, size=n), rng.integers(m, size=m)
 
 
-def _frechet(x: Tensor, y: Tensor) -> float:
+def accurate_frechet(generated: Tensor, reference: Tensor) -> float:
+    """The Frechet distance of features (N, F), (M, F), each of at least 2 images, without forming a covariance.
+
+    Eigenvalues of the product of two covariances, as torchmetrics takes them, lose half of the digits, which hides the
+    distance between two versions of the same images; these singular values don't.
+    """
+    x, y = generated.double().cpu(), reference.double().cpu()
     mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
     a, b = _root(x - mean_x), _root(y - mean_y)
     shared = float(torch.linalg.svdvals(a @ b.T).sum())
     distance = (mean_x - mean_y).square().sum() + a.square().sum() + b.square().sum()
-    return float(distance) - 2 * shared
+    # Of equal sets, rounding would leave a negative distance.
+    return max(0.0, float(distance) - 2 * shared)
 
 
 def _root(centred: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lordfast.data import BadImageError, ImageRecord, list_images, load_image
-from lordfast.training.examples import report_bad
+from lordfast.data import ImageRecord, list_images, load_image
+from lordfast.training.examples import check_readable
 
 
 @dataclass
@@ -40,17 +40,12 @@ def open_folder(folder: Path, argument: str, *, skip_bad: bool, prompt: str | No
         records = list_images(folder, prompt=prompt)
     except (ValueError, OSError) as error:
         raise type(error)(f"{argument}: {error}") from error
-    found = ImageFolder([])
-    for record in records:
-        try:
-            load_image(record.path)
-        except BadImageError as error:
-            if not skip_bad:
-                raise
-            report_bad(record, error)
-            found.skipped.append(str(record.path))
-        else:
-            found.records.append(record)
-    if not found.records:
-        raise ValueError(f"{argument}: none of the {len(records)} images in {folder} could be read")
-    return found
+    usable = check_readable(records, _decode, skip_bad=skip_bad, argument=argument)
+    found = {record.name for record, _ in usable}
+    return ImageFolder(
+        [record for record, _ in usable], [str(record.path) for record in records if record.name not in found]
+    )
+
+
+def _decode(record: ImageRecord) -> None:
+    load_image(record.path)

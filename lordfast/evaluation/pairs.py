@@ -11,12 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
 
 from lordfast.data import ImageRecord, output_names
 from lordfast.data.images import Uint8Image, check_image
 
 SSIM_WINDOW = 11
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Exponents of the five scales of MS-SSIM, finest first (Wang, Simoncelli and Bovik 2003)."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,36 @@ def _unit(image: Uint8Image) -> Tensor:
     return torch.from_numpy(image.astype(np.float64) / 255).permute(2, 0, 1)[None]
 
 
+def ms_ssim_scales(side: int) -> int:
+    """On how many scales, 2 to 5, MS-SSIM compares images whose shorter side has `side` pixels; 0 for too small ones.
+
+    As many as the window fits into: five take 176 pixels, four 99, three 44, two 22.
+    """
+    for scales in range(len(SCALE_WEIGHTS), 1, -1):
+        # Each scale halves the side; torchmetrics asks for (scales - 1)^2 windows, which is more for four.
+        if side // max(2 ** (scales - 1), (scales - 1) ** 2) >= SSIM_WINDOW:
+            return scales
+    return 0
+
+
+def _ms_ssim(ours: Tensor, theirs: Tensor, scales: int) -> float:
+    weights = SCALE_WEIGHTS[:scales]
+    betas = tuple(weight / sum(weights) for weight in weights)
+    # relu: a negative contrast, of images that are each other's negatives, has no fractional power.
+    return float(
+        multiscale_structural_similarity_index_measure(ours, theirs, data_range=1.0, betas=betas, normalize="relu")
+    )
+
+
 def compare_pair(image: Uint8Image, reference: Uint8Image) -> dict[str, Any]:
     """How far `image` is from `reference`, both uint8 (H, W, 3) of one size.
 
     Returns:
         ``psnr`` in dB (None for identical images, whose PSNR is infinite); ``ssim``, with an 11 x 11 Gaussian window
-        of sigma 1.5 over the whole image, borders reflected (None for images smaller than the window);
+        of sigma 1.5 over the whole image, borders reflected (None for images smaller than the window); ``ms_ssim``,
+        the same over several scales (None for images smaller than two windows), and how many, ``ms_ssim_scales``:
+        smaller images have the finest of the five only, their weights brought to the sum 1, so values compare only
+        where the scales are the same;
         ``largest_change`` and ``mean_change`` in grey levels.
 
     Raises:
@@ -73,9 +103,12 @@ def compare_pair(image: Uint8Image, reference: Uint8Image) -> dict[str, Any]:
     ssim = None
     if min(image.shape[:2]) >= SSIM_WINDOW:
         ssim = float(structural_similarity_index_measure(ours, theirs, data_range=1.0))  # type: ignore[arg-type]
+    scales = ms_ssim_scales(min(image.shape[:2]))
     return {
         "psnr": psnr,
         "ssim": ssim,
+        "ms_ssim": _ms_ssim(ours, theirs, scales) if scales else None,
+        "ms_ssim_scales": scales,
         "largest_change": int(change.max()),
         "mean_change": float(change.mean()),
     }
@@ -97,10 +130,18 @@ def summarise_pairs(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], lis
         caveats.append(
             f"{small} of {len(rows)} images are smaller than SSIM's window ({SSIM_WINDOW} pixels) and have none"
         )
+    flat = sum(row["ms_ssim"] is None for row in rows) - small
+    if flat:
+        caveats.append(f"{flat} of {len(rows)} images are smaller than two of SSIM's windows and have no MS-SSIM")
+    scales = sorted({row["ms_ssim_scales"] for row in rows if row["ms_ssim"] is not None})
+    if len(scales) > 1:
+        caveats.append(f"MS-SSIM is over {' or '.join(map(str, scales))} scales, as many as fit each image")
     summary = {
         "pairs": len(rows),
         "psnr": mean("psnr"),
         "ssim": mean("ssim"),
+        "ms_ssim": mean("ms_ssim"),
+        "ms_ssim_scales": scales,
         "largest_change": max(row["largest_change"] for row in rows),
         "mean_change": mean("mean_change"),
         "identical": identical,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 SHOWN_LAYERS = 5
 """Layers that the terminal's table lists; table.md has all."""
@@ -62,10 +64,16 @@ def _distribution(part: dict[str, Any]) -> Section:
     return Section(f"Distances on {part['features']} features (lower is closer)", columns, rows)
 
 
+def _scales(part: dict[str, Any]) -> str:
+    scales = part.get("ms_ssim_scales")
+    return f" ({' or '.join(map(str, scales))} scales)" if scales else ""
+
+
 def _pairs(part: dict[str, Any]) -> Section:
     rows = [
         ["PSNR, mean (dB)", number(part["psnr"])],
         ["SSIM, mean", number(part["ssim"])],
+        [f"MS-SSIM, mean{_scales(part)}", number(part.get("ms_ssim"))],
         ["largest change (grey levels)", str(part["largest_change"])],
         ["mean change (grey levels)", number(part["mean_change"])],
     ]
@@ -101,30 +109,41 @@ def _detection(part: dict[str, Any], layers: int | None) -> Section:
 def section_to_markdown(section: Section) -> str:
     """A heading and its table."""
     lines = [section.columns, ["---"] * len(section.columns), *section.rows]
-    # A bar would end the cell; feature modules are named by the user.
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    # A bar would end the cell, a line end the row; feature modules and prompts are the user's.
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
     table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
     return f"## {section.title}\n\n{table}\n"
 
 
 def section_to_rich(section: Section) -> Table:
     """The same for a rich console."""
-    table = Table(title=section.title, title_justify="left")
+    # Names and prompts may hold brackets, which rich takes for markup.
+    table = Table(title=Text(section.title), title_justify="left")
     for place, column in enumerate(section.columns):
-        table.add_column(column, justify="right" if place else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if place else "left", overflow="fold")
     for row in section.rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 
 def to_markdown(summary: dict[str, Any]) -> str:
     """Every table, and the warnings, as Markdown."""
-    blocks = [section_to_markdown(section) for section in sections(summary)]
-    if summary["warnings"]:
-        blocks.append("## Warnings\n\n" + "".join(f"* {text}\n" for text in summary["warnings"]))
-    return "\n".join(blocks)
+    return markdown(sections(summary), summary["warnings"])
 
 
 def to_rich(summary: dict[str, Any]) -> Group:
     """Every table for a rich console."""
-    return Group(*(section_to_rich(section) for section in sections(summary, SHOWN_LAYERS)))
+    return rich_tables(sections(summary, SHOWN_LAYERS))
+
+
+def markdown(tables: Sequence[Section], warnings: Sequence[str]) -> str:
+    """Tables under their titles, and then the warnings as a list."""
+    blocks = [section_to_markdown(section) for section in tables]
+    if warnings:
+        blocks.append("## Warnings\n\n" + "".join(f"* {text}\n" for text in warnings))
+    return "\n".join(blocks)
+
+
+def rich_tables(tables: Sequence[Section]) -> Group:
+    """Tables for a rich console."""
+    return Group(*(section_to_rich(section) for section in tables))

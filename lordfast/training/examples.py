@@ -84,7 +84,7 @@ def report_bad(record: ImageRecord, error: Exception) -> None:
 
 
 def check_readable(
-    records: Sequence[ImageRecord], read: Callable[[ImageRecord], T], *, skip_bad: bool
+    records: Sequence[ImageRecord], read: Callable[[ImageRecord], T], *, skip_bad: bool, argument: str = "images"
 ) -> list[tuple[ImageRecord, T]]:
     """The records whose images can be read, each with what `read` says of it.
 
@@ -93,7 +93,7 @@ def check_readable(
 
     Raises:
         BadImageError: an image that can't be read, without `skip_bad`.
-        ValueError: none can.
+        ValueError: none can; it names the config's `argument`.
     """
     found, first_error = [], None
     with progress("checking images", len(records)) as advance:
@@ -107,7 +107,7 @@ def check_readable(
                 report_bad(record, error)
             advance()
     if not found:
-        raise ValueError(f"images: none of the {len(records)} images could be read; the first: {first_error}")
+        raise ValueError(f"{argument}: none of the {len(records)} images could be read; the first: {first_error}")
     return found
 
 

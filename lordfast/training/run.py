@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -74,20 +74,15 @@ class RunFolder:
             raise ValueError(f"out: {path} is a file; expected a folder to write the run into")
         if config.resume and config.overwrite:
             raise ValueError("resume, overwrite: both were given; expected at most one")
-        for name in _IMAGE_FOLDERS:
-            folder = getattr(config, name, None)
-            # A field of this name may also count images.
-            if isinstance(folder, str | Path) and path.resolve().is_relative_to(Path(folder).resolve()):
-                # The run's own images would be data of the next run, and of this one when it is resumed.
-                raise ValueError(f"out: {path} lies inside the {name} {folder}; expected a folder apart from it")
+        folders = {name: getattr(config, name, None) for name in _IMAGE_FOLDERS}
+        # A field of this name may also count images.
+        _check_outside(path, {name: Path(folder) for name, folder in folders.items() if isinstance(folder, str | Path)})
         if not _holds_run(path):
             if path.exists() and any(path.iterdir()):
                 raise ValueError(f"out: {path} is not empty and holds no run; expected a new or empty folder")
             return None
         if config.overwrite:
-            for name, value in _inputs(config).items():
-                if value.resolve().is_relative_to(path.resolve()):
-                    raise ValueError(f"overwrite: {name} {value} lies inside {path} and would be deleted with it")
+            _check_kept(path, _inputs(config))
             return None
         if not config.resume:
             raise ValueError(f"out: {path} holds a run already; --resume goes on with it, --overwrite replaces it")
@@ -162,6 +157,30 @@ class RunFolder:
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """`keep` the rows up to `step`."""
         return self.keep(lambda row: row["step"] <= step)
+
+
+def check_apart(config: RunConfig, folders: Mapping[str, Path]) -> None:
+    """`RunFolder.inspect`'s checks for folders that a run reads and `config` does not hold as plain paths, by name.
+
+    Raises:
+        ValueError: ``config.out`` lies inside one of them, or one lies in ``config.out``, which is to be overwritten.
+    """
+    _check_outside(Path(config.out), folders)
+    if config.overwrite:
+        _check_kept(Path(config.out), {name: path for name, path in folders.items() if path.exists()})
+
+
+def _check_outside(out: Path, folders: Mapping[str, Path]) -> None:
+    for name, folder in folders.items():
+        if out.resolve().is_relative_to(folder.resolve()):
+            # The run's own images would be data of the next run, and of this one when it is resumed.
+            raise ValueError(f"out: {out} lies inside the {name} {folder}; expected a folder apart from it")
+
+
+def _check_kept(out: Path, inputs: Mapping[str, Path]) -> None:
+    for name, path in inputs.items():
+        if path.resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"overwrite: {name} {path} lies inside {out} and would be deleted with it")
 
 
 def _holds_run(path: Path) -> bool:

@@ -78,6 +78,9 @@ PURIFIERS = [
         "generate",
         "evaluate",
         "experiment purifiers",
+        "transfer",
+        "pairs inpainting",
+        "pairs super-resolution",
     ],
 )
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:

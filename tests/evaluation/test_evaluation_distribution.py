@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
+from lordfast.evaluation.distances import accurate_frechet, frechet_interval
 from lordfast.evaluation.distribution import compare, covariance_rank, frechet_distance, kernel_distance
 
 RNG = np.random.default_rng(11)
@@ -109,3 +110,30 @@ def test_too_few_images_and_bad_subsets() -> None:
         kernel_distance(x, x, subset_size=1)
     with pytest.raises(ValueError, match="kid_subsets: expected at least 1, got 0"):
         kernel_distance(x, x, subsets=0)
+
+
+def test_the_accurate_distance_sees_what_rounding_hides() -> None:
+    rng = np.random.default_rng(0)
+    for count, features in ((5, 40), (40, 5), (8, 8)):
+        x = torch.tensor(rng.normal(100, 50, (count, features)))
+        assert accurate_frechet(x, x) < 1e-9
+        shift = torch.tensor(rng.normal(0, 1e-3, features))
+        # A mere shift leaves the covariance: |shift|^2 is all there is.
+        assert accurate_frechet(x + shift, x) == pytest.approx(float(shift @ shift), rel=1e-3)
+        y = torch.tensor(rng.normal(90, 30, (count + 2, features)))
+        assert accurate_frechet(y, x) == pytest.approx(frechet_distance(y, x), rel=1e-5)
+
+
+def test_pairs_are_resampled_as_pairs() -> None:
+    rng = np.random.default_rng(0)
+    x = torch.tensor(rng.normal(0, 5, (30, 4)))
+    y = x + 0.5 + torch.tensor(rng.normal(0, 0.1, x.shape))
+    value = accurate_frechet(y, x)
+    apart, together = frechet_interval(y, x, resamples=100), frechet_interval(y, x, resamples=100, paired=True)
+    assert together.low < value < together.high
+    assert together.high - together.low < (apart.high - apart.low) / 10
+    # The order of the pairs does not matter, who belongs to whom does.
+    turned = frechet_interval(y.roll(1, 0), x, resamples=100, paired=True)
+    assert turned.high - turned.low > 5 * (together.high - together.low)
+    with pytest.raises(ValueError, match="paired: expected as many reference as generated, got 29 and 30"):
+        frechet_interval(y, x[1:], paired=True)

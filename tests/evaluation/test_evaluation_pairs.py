@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 from lordfast.data import ImageRecord, list_images, make_faces, save_png
-from lordfast.evaluation.pairs import compare_pair, match_names, summarise_pairs
+from lordfast.evaluation.pairs import compare_pair, match_names, ms_ssim_scales, summarise_pairs
 
 DECIBELS = 1e-4  # torchmetrics takes the logarithm's base in float32
 RNG = np.random.default_rng(5)
@@ -101,3 +102,58 @@ def test_a_folder_matches_itself(tmp_path: Path) -> None:
     listed = list_images(tmp_path)
     found = match_names(listed, listed)
     assert found.pairs == [(record, record) for record in listed] and not found.only_ours and not found.only_theirs
+
+
+def ms_ssim_by_hand(one: np.ndarray, other: np.ndarray, scales: int) -> float:
+    """Wang, Simoncelli and Bovik 2003, Eq. 7: contrast and structure at every scale, the luminance at the coarsest."""
+    x, y = one.astype(np.float64) / 255, other.astype(np.float64) / 255
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[:scales]
+    weights /= weights.sum()
+
+    def blurred(image: np.ndarray) -> np.ndarray:
+        return gaussian_filter(image, 1.5, truncate=5 / 1.5, mode="mirror", axes=(0, 1))
+
+    product = 1.0
+    for scale, weight in enumerate(weights):
+        mean_x, mean_y = blurred(x), blurred(y)
+        var_x, var_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
+        structure = (2 * (blurred(x * y) - mean_x * mean_y) + 0.03**2) / (var_x + var_y + 0.03**2)
+        luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
+        if scale == scales - 1:
+            value = (luminance * structure).mean()
+        else:
+            # Away from the borders, where the window holds mirrored pixels.
+            value = structure[5:-5, 5:-5].mean()
+        product *= value**weight
+        height, width = (side // 2 * 2 for side in x.shape[:2])
+        x, y = (image[:height, :width].reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3)) for image in (x, y))
+    return float(product)
+
+
+@pytest.mark.parametrize(("height", "width", "scales"), [(64, 64, 3), (180, 200, 5), (101, 160, 4), (25, 90, 2)])
+def test_ms_ssim_agrees_with_its_definition(height: int, width: int, scales: int) -> None:
+    face = make_faces(1, seed=3, size=200)[0].image[-height:, -width:]
+    noisy = np.clip(face + np.random.default_rng(0).normal(0, 12, face.shape), 0, 255).astype(np.uint8)
+    row = compare_pair(noisy, face)
+    assert row["ms_ssim_scales"] == scales
+    assert row["ms_ssim"] == pytest.approx(ms_ssim_by_hand(noisy, face, scales), abs=1e-5)
+    assert row["ms_ssim"] - row["ssim"] > 0.02
+    assert compare_pair(face, face)["ms_ssim"] == pytest.approx(1)
+
+
+def test_ms_ssim_takes_as_many_scales_as_fit() -> None:
+    sides = (21, 22, 43, 44, 98, 99, 175, 176, 512)
+    assert [ms_ssim_scales(side) for side in sides] == [0, 2, 2, 3, 3, 4, 4, 5, 5]
+    for side in (22, 44, 99, 176):
+        image = np.random.default_rng(0).integers(0, 256, (side, side + 30, 3), dtype=np.uint8)
+        assert 0 <= compare_pair(255 - image, image)["ms_ssim"] < 0.2, "torchmetrics takes this size, negatives too"
+
+
+def test_ms_ssim_says_where_it_is_missing_or_mixed() -> None:
+    rows = [compare_pair(NOISY, FACE), compare_pair(NOISY[:30], FACE[:30]), compare_pair(NOISY[:15], FACE[:15])]
+    assert rows[2]["ms_ssim"] is None and rows[2]["ssim"] is not None
+    summary, caveats = summarise_pairs(rows)
+    assert summary["ms_ssim"] == pytest.approx((rows[0]["ms_ssim"] + rows[1]["ms_ssim"]) / 2)
+    assert summary["ms_ssim_scales"] == [2, 3]
+    assert "1 of 3 images are smaller than two of SSIM's windows" in caveats[0]
+    assert "MS-SSIM is over 2 or 3 scales" in caveats[1] and len(caveats) == 2
