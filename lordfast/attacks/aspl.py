@@ -26,7 +26,7 @@ class AsplConfig(TargetOptions, SurrogateOptions, SteppedConfig):
     attack_steps: int = 6
     """K: image steps in each round."""
     surrogate: Literal["lora", "unet"] = "unet"
-    """What is trained: a LoRA, or the whole UNet (in fp32, with AdamW's two moments: 16 bytes a weight)."""
+    """What is trained: a LoRA, or the whole UNet in fp32, which takes 16 bytes a weight."""
     surrogate_lr: float = 5e-7
     """Learning rate of AdamW, which starts afresh in every phase of training; a LoRA wants about 1e-4."""
 

@@ -131,7 +131,7 @@ class SurrogateOptions:
     """Start at a random point within the budget."""
 
     surrogate: Literal["lora", "unet"] = "lora"
-    """What is trained: a LoRA, or the whole UNet (in fp32, with AdamW's two moments: 16 bytes a weight)."""
+    """What is trained: a LoRA, or the whole UNet in fp32, which takes 16 bytes a weight."""
     surrogate_text_encoder: bool = False
     """Also train the text encoder, in the same way."""
     surrogate_rank: int = 4

@@ -27,12 +27,61 @@ def run(args: list[str]) -> None:
 
         print(explain(attack, *_explained(attack.config, [word for word in rest if word != "--explain"], presets)))
         return
-    config = parse(attack.config, command, rest, presets)
+    transfer, rest = _transfer_flags(rest)
+    config = parse(attack.config, command, rest, presets, TRANSFER)
     summary = run_resumable(command, config, lambda: run_attack(attack.name, config))
     budget = f"{summary['eps_grey_levels']:g} grey levels ({summary['norm']})"
     report(f"{summary['images']} images within {budget}: {config.out}")
     if summary["unchanged"] and summary["eps"]:
         report(f"{summary['unchanged']} of them did not change by a single grey level; a larger --eps would help")
+    if transfer.to:
+        _transfer(attack.name, config, transfer)
+
+
+TRANSFER = (
+    "--transfer-to MODEL [MODEL ...] and --transfer-prompts TEXT [TEXT ...] also measure, when the attack is done, how "
+    "far it disturbs image variation by these models, beside its own, and under these prompts: lordfast transfer with its "
+    "defaults, into a folder called as --out with -transfer behind it."
+)
+
+
+def _transfer_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    flags.add_argument("--transfer-to", dest="to", nargs="+", default=[])
+    flags.add_argument("--transfer-prompts", dest="prompts", nargs="+", default=[])
+    try:
+        found, rest = flags.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{str(error.argument_name).removeprefix('--')}: {error.message}") from error
+    if found.prompts and not found.to:
+        raise ValueError("transfer-prompts: came without transfer-to; expected at least one target model too")
+    return found, rest
+
+
+def _transfer(name: str, config: Any, flags: argparse.Namespace) -> None:
+    from lordfast.cli.transfer import measure
+    from lordfast.evaluation.transfer import TransferConfig
+
+    out = config.out.with_name(f"{config.out.name}-transfer")
+    measure(
+        TransferConfig(
+            out=out,
+            originals=config.images,
+            attacked=(f"{name}={config.out}",),
+            to=tuple(dict.fromkeys([config.model, *flags.to])),
+            prompts=tuple(flags.prompts),
+            prompt=config.prompt,
+            resolution=config.resolution,
+            seed=config.seed,
+            device=config.device,
+            dtype=config.dtype,
+            batch_size=config.batch_size,
+            skip_bad=config.skip_bad,
+            cache_dir=config.cache_dir,
+            resume=config.resume and (out / "config.yaml").exists(),
+            overwrite=config.overwrite,
+        )
+    )
 
 
 def _explained(cls: type[Any], words: list[str], presets: dict[str, dict[str, Any]]) -> tuple[Any, str | None]:

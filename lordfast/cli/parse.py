@@ -29,8 +29,17 @@ class Stopped(Exception):
         self.done, self.resume = done, resume
 
 
-def parse(cls: type[C], command: str, args: list[str], presets: Mapping[str, dict[str, Any]] | None = None) -> C:
+def parse(
+    cls: type[C],
+    command: str,
+    args: list[str],
+    presets: Mapping[str, dict[str, Any]] | None = None,
+    note: str | None = None,
+) -> C:
     """Parse `args` into `cls`: defaults, then ``--preset``, then ``--config FILE``, then the other flags, last wins.
+
+    Args:
+        note: a paragraph for ``--help`` on what the config does not hold.
 
     Raises:
         ValueError: an unknown preset, or a YAML file that is unreadable, foreign or has unknown fields.
@@ -54,6 +63,7 @@ def parse(cls: type[C], command: str, args: list[str], presets: Mapping[str, dic
     extra += "\n\n--config FILE.yaml reads settings from a file; a run's own config.yaml runs it again."
     for name, values in presets.items():
         extra += f"\n\n--preset {name}: {' '.join(to_flags(values))}"
+    extra += f"\n\n{note}" if note else ""
     # Later flags win, so what the person wrote stands last.
     return tyro.cli(
         cls,

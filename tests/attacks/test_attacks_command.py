@@ -68,3 +68,34 @@ def test_bad_input_is_an_error_line_and_no_traceback(words: list[str], capsys: p
 def test_help_lists_the_attacks(capsys: pytest.CaptureFixture) -> None:
     assert main(["attack", "--help"]) == 0
     assert "usage: lordfast attack NAME" in capsys.readouterr().out
+
+
+def test_transfer_is_measured_on_its_own_model_and_others(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The real matrix has tests of its own; here, what the attack asks for."""
+    from lordfast.evaluation import transfer
+
+    asked: list[Any] = []
+
+    def run_transfer(config: Any) -> dict[str, Any]:
+        asked.append(config)
+        assert len(list((tmp_path / "run").glob("*.png"))) == 4, "the attack was not done yet"
+        return {"warnings": [], "images": 4, "rows": [], "columns": [], "metrics": {}}
+
+    monkeypatch.setattr(transfer, "run_transfer", run_transfer)
+    monkeypatch.setattr("lordfast.evaluation.transfer.table.sections", lambda *args, **options: [])
+    assert (
+        main([*words, "--transfer-to", "other=models/b", "demo", "--transfer-prompts", "a dog", "a cat", "--seed", "3"])
+        == 0
+    )
+    (config,) = asked
+    assert (config.to, config.prompts, config.seed) == (("demo", "other=models/b"), ("a dog", "a cat"), 3)
+    assert config.attacked == (f"pgd={tmp_path / 'run'}",) and config.out == tmp_path / "run-transfer"
+    assert str(config.originals) == words[words.index("--images") + 1] and not config.resume
+    capsys.readouterr()
+    assert main([*words, "--transfer-prompts", "a dog"]) == 2
+    assert "transfer-prompts: came without transfer-to" in capsys.readouterr().err
+    assert main([*words, "--transfer-to"]) == 2
+    assert "transfer-to: expected at least one argument" in capsys.readouterr().err
+    assert len(asked) == 1
