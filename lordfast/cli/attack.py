@@ -40,8 +40,8 @@ def run(args: list[str]) -> None:
 
 TRANSFER = (
     "--transfer-to MODEL [MODEL ...] and --transfer-prompts TEXT [TEXT ...] also measure, when the attack is done, how "
-    "far it disturbs image variation by these models, beside its own, and under these prompts: lordfast transfer with its "
-    "defaults, into a folder called as --out with -transfer behind it."
+    "far it disturbs image variation by these models, beside its own, and under these prompts: lordfast transfer with "
+    "its defaults, into a folder called as --out with -transfer behind it."
 )
 
 
