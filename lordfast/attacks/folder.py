@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
 from lordfast.training.results import save_result
 
+T = TypeVar("T")
 Log = Callable[[dict[str, Any]], None]
 
 
@@ -104,7 +105,7 @@ def attack_images(
 
     Args:
         batch_size: views per forward.
-        log: as in `write_results`.
+        log: as in `Results`.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; everything finished is saved.
@@ -113,6 +114,7 @@ def attack_images(
     batches = batches_of(jobs, batch_size)
     steps = max(settings.steps, 1)
     total = sum(job.views for job in jobs) * steps
+    results = Results(model, loss, settings, folder, batch_size, log)
     first = 0
     with StopOnSignal() as stop, progress("attacking", total, show=show) as advance:
         for number, batch in enumerate(batches):
@@ -136,8 +138,7 @@ def attack_images(
                             lambda _, size=size: advance(size),  # type: ignore[misc]
                         )
                     levels.extend(found)
-                results = assemble(frames, levels, settings.budget)
-                write_results(model, batch, frames, results, text, loss, settings, folder, batch_size, first, log)
+                results.write(batch, frames, levels, text, first)
             first += len(batch)
             if stop.requested and number + 1 < len(batches):
                 raise Interrupted(f"after {number + 1} of {len(batches)} batches")
@@ -165,51 +166,66 @@ def memory_advice(images: int, shape: tuple[int, ...], model: LatentDiffusion) -
         ) from error
 
 
-def assemble(frames: Sequence[Frame], levels: Sequence[np.ndarray], budget: Budget) -> list[np.ndarray]:
-    """The attacked image of each frame from the perturbed views of all, in order."""
-    found, first = [], 0
-    for frame in frames:
-        count = len(frame.views)
-        found.append(frame.result(levels[first : first + count], budget))
-        first += count
-    return found
+@dataclass(frozen=True)
+class Results:
+    """Where attacked images go: measured with the model as it is, and written.
 
-
-def write_results(
-    model: LatentDiffusion,
-    batch: Sequence[Job],
-    frames: Sequence[Frame],
-    results: Sequence[np.ndarray],
-    text: Text,
-    loss: AttackLoss,
-    settings: PgdSettings,
-    folder: Path,
-    batch_size: int,
-    first: int,
-    log: Log | None,
-) -> None:
-    """Write a batch's PNGs and captions.
-
-    Args:
-        first: how many jobs came before this batch.
+    Attributes:
+        folder: of the PNGs and their captions.
+        batch_size: views per forward.
         log: called with a row of losses and distances per image, before the image is written; the losses cost 16
             predictions per view, which are not made without it.
     """
-    if log is not None:
+
+    model: LatentDiffusion
+    loss: AttackLoss
+    settings: PgdSettings
+    folder: Path
+    batch_size: int
+    log: Log | None
+
+    def write(
+        self, batch: Sequence[Job], frames: Sequence[Frame], levels: Sequence[np.ndarray], text: Text, first: int
+    ) -> None:
+        """Put the images of a batch together from its perturbed views, and write PNGs and captions.
+
+        Args:
+            levels: all perturbed views, float grey levels (h, w, 3), in the frames' order.
+            text: the conditioning of each view.
+            first: how many jobs came before this batch.
+        """
+        each = _per_frame(frames, levels)
+        results = [frame.result(views, self.settings.budget) for frame, views in zip(frames, each, strict=True)]
+        if self.log is not None:
+            losses = self._losses(frames, results, text)
+            for i, (job, frame, result) in enumerate(zip(batch, frames, results, strict=True)):
+                row = {"step": first + i + 1, "image": job.record.name, "output": job.output, **losses[i]}
+                self.log(row | _distance(frame.colours, result[..., :3]))
+        for job, result in zip(batch, results, strict=True):
+            save_result(job.record, Image.fromarray(result), self.folder / job.output)
+
+    def _losses(self, frames: Sequence[Frame], results: Sequence[np.ndarray], text: Text) -> list[dict[str, float]]:
+        """The attack's loss of each image, clean and attacked, the mean over its views."""
         clean = [view for frame in frames for view in frame.views]
         attacked = [view for frame, result in zip(frames, results, strict=True) for view in frame.views_of(result)]
-        losses: dict[str, list[float]] = {"loss_clean": [], "loss_attacked": []}
+        found: list[dict[str, float]] = [{} for _ in frames]
         for name, views in (("loss_clean", clean), ("loss_attacked", attacked)):
-            for chunk in chunks(len(views), batch_size):
-                losses[name] += probe_loss(model, views[chunk], clean[chunk], rows(text, chunk), loss, settings)
-        view = 0
-        for i, (job, frame, result) in enumerate(zip(batch, frames, results, strict=True)):
-            row: dict[str, Any] = {"step": first + i + 1, "image": job.record.name, "output": job.output}
-            row |= {name: float(np.mean(values[view : view + job.views])) for name, values in losses.items()}
-            log(row | _distance(frame.colours, result[..., :3]))
-            view += job.views
-    for job, result in zip(batch, results, strict=True):
-        save_result(job.record, Image.fromarray(result), folder / job.output)
+            losses: list[float] = []
+            for chunk in chunks(len(views), self.batch_size):
+                part = rows(text, chunk)
+                losses += probe_loss(self.model, views[chunk], clean[chunk], part, self.loss, self.settings)
+            for row, mine in zip(found, _per_frame(frames, losses), strict=True):
+                row[name] = float(np.mean(mine))
+        return found
+
+
+def _per_frame(frames: Sequence[Frame], values: Sequence[T]) -> list[Sequence[T]]:
+    """What belongs to the views of each frame, from what belongs to the views of all."""
+    found, first = [], 0
+    for frame in frames:
+        found.append(values[first : first + len(frame.views)])
+        first += len(frame.views)
+    return found
 
 
 def _distance(original: np.ndarray, attacked: np.ndarray) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lordfast.attacks.alternate import Moment, check_schedule, run_schedule
 from lordfast.attacks.engine import PgdSettings, descend, generators_of, random_start, to_levels
-from lordfast.attacks.folder import Job, Log, assemble, batches_of, chunks, memory_advice, write_results
+from lordfast.attacks.folder import Job, Log, Results, batches_of, chunks, memory_advice
 from lordfast.attacks.protocol import AttackLoss, Perturb, Phase
 from lordfast.attacks.surrogate import Surrogate
 from lordfast.diffusion import LatentDiffusion, content_key
@@ -47,7 +47,7 @@ def attack_subject(
 
     Args:
         batch_size: views per forward.
-        log: as in `write_results`.
+        log: as in `Results`.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; the moment is saved, or the last one before a phase of training.
@@ -100,13 +100,13 @@ def attack_subject(
 
         current = run_schedule(phases, moment, originals, surrogate, perturb, save)
         levels = [level for batch in current for level in to_levels(batch)]
+        results = Results(model, loss, settings, folder, batch_size, log)
         first = 0
         for batch, frames in groups:
             mine = sum(job.views for job in batch)
             text = surrogate.text([caption for job in batch for caption in job.captions])
             with surrogate.precision():
-                results = assemble(frames, levels[:mine], settings.budget)
-                write_results(model, batch, frames, results, text, loss, settings, folder, batch_size, first, log)
+                results.write(batch, frames, levels[:mine], text, first)
             levels, first = levels[mine:], first + len(batch)
 
 

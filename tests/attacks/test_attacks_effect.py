@@ -7,16 +7,13 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from lordfast.attacks import folder as folder_module
-from lordfast.attacks import subject as subject_module
-from lordfast.attacks.engine import PgdSettings, probe_loss
+from lordfast.attacks.engine import probe_loss
+from lordfast.attacks.folder import Results
 from lordfast.attacks.frames import Frame
 from lordfast.attacks.modules import Module
-from lordfast.attacks.protocol import AttackLoss
 from lordfast.attacks.registry import ATTACKS
 from lordfast.attacks.run import run_attack
 from lordfast.data import make_faces, write_folder
-from lordfast.diffusion import LatentDiffusion
 from lordfast.diffusion.model import Text
 
 QUICK = {"eps": "8/255", "step_size": "2/255", "attack_steps": 5}
@@ -61,29 +58,20 @@ def losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], t
 
     def measure(case: str) -> tuple[float, ...]:
         found: list[tuple[float, ...]] = []
-        write = folder_module.write_results
+        losses_of = Results._losses
 
-        def watch(
-            model: LatentDiffusion,
-            batch: Any,
-            frames: list[Frame],
-            results: list[np.ndarray],
-            text: Text,
-            loss: AttackLoss,
-            settings: PgdSettings,
-            *rest: Any,
-        ) -> None:
+        def watch(self: Results, frames: list[Frame], results: list[np.ndarray], text: Text) -> Any:
             clean = [frame.colours for frame in frames]
             noisy = [signs_like(one, other) for one, other in zip(clean, results, strict=True)]
-            groups = (clean, noisy, results)
-            means = [
-                np.mean(probe_loss(model, group, clean, text, loss, settings, draws=8, seed=99)) for group in groups
-            ]
-            found.append((*map(float, means), float(loss.direction)))
-            write(model, batch, frames, results, text, loss, settings, *rest)
 
-        monkeypatch.setattr(folder_module, "write_results", watch)
-        monkeypatch.setattr(subject_module, "write_results", watch)
+            def mean(group: list[np.ndarray]) -> float:
+                losses = probe_loss(self.model, group, clean, text, self.loss, self.settings, draws=8, seed=99)
+                return float(np.mean(losses))
+
+            found.append((mean(clean), mean(noisy), mean(results), float(self.loss.direction)))
+            return losses_of(self, frames, results, text)
+
+        monkeypatch.setattr(Results, "_losses", watch)
         attack = ATTACKS[case.split()[0]]
         faces = tmp_path / "faces"
         write_folder(make_faces(2, seed=7), faces)
