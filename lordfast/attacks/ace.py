@@ -67,7 +67,7 @@ ATTACKS = (
     Attack(
         name="ace",
         summary="targeted PGD in turn with a surrogate's fine-tuning on the perturbed images",
-        rule=RULE,
+        rule=lambda config: RULE,
         source=SOURCE,
         config=AceConfig,
         loss=lambda config, model: TargetedLoss(Target(config.target)),

@@ -55,7 +55,7 @@ ATTACKS = (
     Attack(
         name="ace-plus",
         summary="ACE that also pulls the latents to the picture",
-        rule=f"{RULE}; the loss has 100 x || E(x) - z_target ||^2 (means) besides, at high timesteps",
+        rule=lambda config: f"{RULE}; the loss has {config.latent_weight:g} x || E(x) - z_target ||^2 besides (means)",
         source=SOURCE,
         config=AcePlusConfig,
         loss=ace_plus_loss,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lordfast.attacks.protocol import Perturb, Phase, Recall, Remember, Train
 from lordfast.attacks.surrogate import Surrogate
+from lordfast.training.interrupt import Interrupted
 
 
 @dataclass
@@ -47,15 +48,16 @@ def run_schedule(
     originals: Sequence[Tensor],
     surrogate: Surrogate,
     perturb: Callable[[int, Tensor, int, int], Tensor],
-    save: Callable[[Callable[[], Moment]], None],
+    save: Callable[[int, Callable[[], Moment]], None],
 ) -> list[Tensor]:
     """Run what is left of `phases` from `moment` on, whose weights the surrogate takes first.
 
     Args:
         originals: the clean images, batches like ``moment.current``.
         perturb: (batch index, its images, steps, phase index) -> the images after that many image steps.
-        save: called with what makes the `Moment`, wherever one can be gone on from: after each batch and after each
-            phase. What it raises ends the schedule.
+        save: called with the number of finished phases and what makes the `Moment`, wherever one can be gone on from:
+            after each batch, after each phase, and before a phase of training that was interrupted. What it raises
+            ends the schedule.
 
     Returns:
         The perturbed images, batches like `originals`.
@@ -65,7 +67,7 @@ def run_schedule(
     remembered, current = moment.remembered, list(moment.current)
 
     def saved(phase: int, batch: int = 0) -> None:
-        save(lambda: Moment(phase, batch, list(current), surrogate.state(), remembered))
+        save(phase, lambda: Moment(phase, batch, list(current), surrogate.state(), remembered))
 
     for number in range(moment.phase, len(phases)):
         phase = phases[number]
@@ -77,7 +79,13 @@ def run_schedule(
                     saved(number, batch + 1)
         elif isinstance(phase, Train):
             images = originals if phase.on == "clean" else current
-            surrogate.train([image for batch in images for image in torch.unbind(batch)], phase.steps, number)
+            before = surrogate.state()
+            try:
+                surrogate.train([image for batch in images for image in torch.unbind(batch)], phase.steps, number)
+            except Interrupted:
+                surrogate.restore(before)
+                saved(number)
+                raise
         elif isinstance(phase, Remember):
             remembered = surrogate.state()
         elif remembered is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lordfast.attacks.fsmg import ORIGINAL, PIXELS, RULE, SOURCE, surrogate_loss
+from lordfast.attacks.fsmg import ORIGINAL, PIXELS, SOURCE, surrogate_loss, surrogate_rule
 from lordfast.attacks.options import SteppedConfig, SurrogateOptions, TargetOptions
 from lordfast.attacks.protocol import Attack, Perturb, Phase, Preset, Recall, Remember, Train
 
@@ -42,9 +42,9 @@ ATTACKS = (
     Attack(
         name="aspl",
         summary="Anti-DreamBooth: PGD in turn with a surrogate's fine-tuning, untargeted or --targeted",
-        rule=(
+        rule=lambda config: (
             "N rounds: copy the surrogate, train the copy M steps on the clean images, K image steps on it, drop it; "
-            f"train the surrogate M steps on the perturbed images. Each image step {RULE}"
+            f"train the surrogate M steps on the perturbed images. Each image step {surrogate_rule(config)}"
         ),
         source=SOURCE,
         config=AsplConfig,

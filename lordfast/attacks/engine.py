@@ -114,12 +114,12 @@ def _gradient(
     loss: AttackLoss,
     draw: _Draw,
     low_memory: bool,
+    scale: float = 1.0,
 ) -> Tensor:
-    """d (mean loss over the draws, summed over samples) / d x, so that no sample's gradient depends on another."""
+    """`scale` d (mean loss over the draws, summed over samples) / d x; no sample's gradient depends on another."""
     x = x.detach().requires_grad_(True)
-    # fp16 gradients of a mean over thousands of latents underflow; neither sign nor direction sees the scale.
     draws = len(draw.noise)
-    scale = (1024.0 if model.dtype == torch.float16 else 1.0) / draws
+    scale = scale / draws
     if not low_memory:
         latents = model.encode(x, draw.latent_noise)
         inputs = Inputs(
@@ -167,6 +167,28 @@ def _random_start(x: Tensor, eps: float, norm: str, std: float, generators: Sequ
     return (x + offset.to(x)).clamp(-1, 1)
 
 
+def _finite_gradient(
+    model: LatentDiffusion,
+    x: Tensor,
+    original: Tensor,
+    text: Text,
+    loss: AttackLoss,
+    draw: _Draw,
+    low_memory: bool,
+) -> Tensor:
+    """`_gradient` up to a positive factor, which neither its sign nor its direction sees.
+
+    Raises:
+        ValueError: it is NaN or infinite.
+    """
+    # fp16 gradients of a mean over thousands of latents underflow, those of a large sum overflow.
+    for scale in (1024.0, 32.0, 1.0, 2.0**-5, 2.0**-10) if model.dtype == torch.float16 else (1.0,):
+        gradient = _gradient(model, x, original, text, loss, draw, low_memory, scale)
+        if bool(torch.isfinite(gradient).all()):
+            return gradient
+    raise ValueError(f"gradient: became NaN or infinite in {model.dtype}; dtype bf16 or fp32 usually helps")
+
+
 def generators_of(images: Sequence[np.ndarray], seed: int, *phase: int) -> list[torch.Generator]:
     """One generator an image, seeded by `seed`, the image's pixels and the phase of the attack."""
     return [derived_generator(seed, "attack", content_key(image), *phase) for image in images]
@@ -194,13 +216,16 @@ def descend(
     """``settings.steps`` image steps (Eq. 6) from `x` around `original`, both (B, 3, H, W) in [-1, 1].
 
     `x` is overwritten and returned.
+
+    Raises:
+        ValueError: a gradient is NaN or infinite.
     """
     budget = settings.budget
     with torch.no_grad():
         shape = model.encode(original[:1]).shape[1:]
     for step in range(settings.steps):
         draw = _draw(generators, shape, model, settings)
-        gradient = _gradient(model, x, original, text, loss, draw, settings.low_memory)
+        gradient = _finite_gradient(model, x, original, text, loss, draw, settings.low_memory)
         # [0, 1] pixels become [-1, 1] tensors: lengths double.
         length = 2 * settings.step_size(step)
         x = pgd_step(

@@ -31,7 +31,7 @@ def explain(attack: Attack, config: AttackConfig, preset: str | None = None) -> 
     if settings.last_step != 1:
         steps += f", shrinking to {settings.last_step:g} of the first"
     rows = {
-        "Rule": attack.rule,
+        "Rule": attack.rule(config),
         "Budget": _budget(settings.budget),
         "Start": start,
         "Steps": steps if attack.schedule is None else _schedule(attack.schedule(config)),

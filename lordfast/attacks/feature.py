@@ -86,7 +86,10 @@ ATTACKS = (
     Attack(
         name="feature",
         summary="push the features of one kind of module away from the clean image's (--module)",
-        rule="ascends the squared distance of a module's features to those of the clean image, same noise and timestep",
+        rule=lambda config: (
+            f"ascends the squared distance of the {config.module} features to those of the clean image, same noise and "
+            "timestep"
+        ),
         source="Zhang et al. 2023, On the Robustness of Latent Diffusion Models",
         config=FeatureConfig,
         loss=feature_loss,

@@ -80,7 +80,12 @@ def fsmg_schedule(config: FsmgConfig) -> Sequence[Phase]:
     return [Train("clean", config.train_steps), Perturb(config.attack_steps)]
 
 
-RULE = "ascends the diffusion loss; with --targeted, that less the distance of x_hat_{t-1} to the noised target"
+def surrogate_rule(options: TargetOptions) -> str:
+    """What an image step follows."""
+    less = " less the distance of x_hat_{t-1} to the noised target" if options.targeted else ""
+    return f"ascends the diffusion loss{less}"
+
+
 SOURCE = "Van Le et al. 2023, Anti-DreamBooth: Protecting Users from Personalized Text-to-Image Synthesis"
 ORIGINAL = "eps 0.05, step 0.005 on [-1, 1] tensors"
 PIXELS = {"eps": "0.025", "step_size": "0.0025", "random_start": False}
@@ -89,13 +94,24 @@ ATTACKS = (
     Attack(
         name="fsmg",
         summary="PGD on a surrogate that was fine-tuned on the clean images first, untargeted or --targeted",
-        rule=f"on a surrogate trained on the clean images: {RULE}",
+        rule=lambda config: f"on a surrogate trained on the clean images: {surrogate_rule(config)}",
         source=SOURCE,
         config=FsmgConfig,
         loss=surrogate_loss,
         schedule=fsmg_schedule,
         presets={
-            "antidreambooth-fsmg": Preset(f"{ORIGINAL}, 100 iterations", {**PIXELS, "attack_steps": 100}),
+            "antidreambooth-fsmg": Preset(
+                f"{ORIGINAL}, 100 iterations, on DreamBooth of UNet and text encoder: lr 5e-7, batch 2, 1000 steps",
+                {
+                    **PIXELS,
+                    "attack_steps": 100,
+                    "train_steps": 1000,
+                    "surrogate": "unet",
+                    "surrogate_text_encoder": True,
+                    "surrogate_lr": 5e-7,
+                    "surrogate_batch_size": 2,
+                },
+            ),
         },
     ),
 )

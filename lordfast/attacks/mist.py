@@ -59,6 +59,15 @@ def mist_loss(config: MistConfig, model: LatentDiffusion) -> AttackLoss:
     return TexturalLoss(Target(config.target), config.semantic_weight if config.mode == "fused" else 0.0)
 
 
+def mist_rule(config: MistConfig) -> str:
+    """What the mode follows."""
+    return {
+        "textural": "descends sum (E(x) - z_target)^2",
+        "semantic": "ascends the diffusion loss",
+        "fused": f"descends sum (E(x) - z_target)^2 - {config.semantic_weight:g} x diffusion loss",
+    }[config.mode]
+
+
 _V1 = {"eps": "16/255", "step_size": "1/255", "attack_steps": 100, "random_start": True}
 _V1_TEXT = "eps 16/255, step 1/255, 100 iterations, on [0, 1] pixels"
 
@@ -66,10 +75,7 @@ ATTACKS = (
     Attack(
         name="mist",
         summary="pull the latents to a picture, push the diffusion loss up, or both (--mode)",
-        rule=(
-            "textural: descends sum (E(x) - z_target)^2; semantic: ascends the diffusion loss; fused: descends "
-            "textural - 10^4 x diffusion loss"
-        ),
+        rule=mist_rule,
         source="Liang and Wu 2023, Mist: Towards Improved Adversarial Examples for Diffusion Models",
         config=MistConfig,
         loss=mist_loss,

@@ -62,16 +62,18 @@ class PgdConfig(TargetOptions, SteppedConfig):
     """Perturb a folder of images by projected gradient descent on the diffusion loss (AdvDM)."""
 
 
-RULE = (
-    "ascends the diffusion loss, the denoiser's squared error over fresh noise and timesteps; with --targeted descends "
-    "|| prediction - z_target ||^2"
-)
+def pgd_rule(options: TargetOptions) -> str:
+    """What targeted or untargeted PGD follows."""
+    if options.targeted:
+        return "descends || prediction - z_target ||^2 over fresh noise and timesteps"
+    return "ascends the diffusion loss, the denoiser's squared error over fresh noise and timesteps"
+
 
 ATTACKS = (
     Attack(
         name="fgsm",
         summary="one step of the whole budget on the diffusion loss, untargeted or --targeted",
-        rule=f"one signed step of eps: {RULE}",
+        rule=lambda config: f"one step of eps: {pgd_rule(config)}",
         source="Goodfellow et al. 2015, Explaining and Harnessing Adversarial Examples, on the LDM loss",
         config=FgsmConfig,
         loss=lambda config, model: pgd_loss(config),
@@ -79,7 +81,7 @@ ATTACKS = (
     Attack(
         name="pgd",
         summary="projected gradient descent on the diffusion loss (AdvDM), untargeted or --targeted",
-        rule=RULE,
+        rule=pgd_rule,
         source="Liang et al. 2023, Adversarial Example Does Good (AdvDM); Madry et al. 2018 for the steps",
         config=PgdConfig,
         loss=lambda config, model: pgd_loss(config),

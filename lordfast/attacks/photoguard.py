@@ -111,14 +111,21 @@ def photoguard_loss(config: PhotoguardConfig, model: LatentDiffusion) -> AttackL
     return SamplerLoss(Target(config.target), model.embed([""]), start, config.sampler_steps, config.guidance)
 
 
+def photoguard_rule(config: PhotoguardConfig) -> str:
+    """What the mode follows."""
+    if config.mode == "encoder":
+        return "descends || E(x) ||_2" if config.to_zero else "descends || E(x) - E(target) ||_2"
+    return (
+        f"descends || out - target ||_2 through {config.sampler_steps} sampler steps from strength {config.strength:g} "
+        f"with guidance {config.guidance:g}"
+    )
+
+
 ATTACKS = (
     Attack(
         name="photoguard",
         summary="move the encoding, or what image-to-image sampling makes of the image, to a picture (--mode)",
-        rule=(
-            "encoder: descends || E(x) - E(target) ||_2 (--to-zero: || E(x) ||_2); diffusion: descends "
-            "|| out - target ||_2 through several sampler steps with guidance"
-        ),
+        rule=photoguard_rule,
         source="Salman et al. 2023, Raising the Cost of Malicious AI-Powered Image Editing",
         config=PhotoguardConfig,
         loss=photoguard_loss,

@@ -98,7 +98,7 @@ class Attack:
 
     Attributes:
         summary: one line for the list of attacks.
-        rule: what gradient is followed, in which direction, on what.
+        rule: says of a config what gradient is followed, in which direction, on what.
         source: who published it.
         config: the dataclass of its options.
         loss: makes the loss from (config, model).
@@ -107,7 +107,7 @@ class Attack:
 
     name: str
     summary: str
-    rule: str
+    rule: Callable[[Any], str]
     source: str
     config: type[AttackConfig]
     loss: Callable[[Any, LatentDiffusion], AttackLoss]

@@ -50,7 +50,7 @@ def attack_subject(
         log: as in `Results`.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM; the moment is saved, or the last one before a phase of training.
+        Interrupted: SIGINT or SIGTERM; the moment is saved, of a phase of training the one before it.
         ValueError: a schedule that makes no sense; a batch that does not fit into memory; resumed with other images.
     """
     check_schedule(phases)
@@ -93,10 +93,10 @@ def attack_subject(
     total = sum(phase.steps for phase in phases if isinstance(phase, Perturb)) * count
     with StopOnSignal() as stop, progress("attacking", total, start=_done(phases, moment, views), show=show) as advance:
 
-        def save(make: Callable[[], Moment]) -> None:
+        def save(finished: int, make: Callable[[], Moment]) -> None:
             keeper.offer(make, at_once=stop.requested)
-            if stop.requested:
-                raise Interrupted(f"in phase {keeper.newest + 1} of {len(phases)}")
+            if stop.requested and finished < len(phases):
+                raise Interrupted(f"after {finished} of {len(phases)} phases")
 
         current = run_schedule(phases, moment, originals, surrogate, perturb, save)
         levels = [level for batch in current for level in to_levels(batch)]
@@ -131,7 +131,6 @@ class _Keeper:
     def __init__(self, folder: Path, images: str, places: int) -> None:
         self._folder, self._images, self._places = folder, images, places
         self._not_before = 0.0
-        self.newest = 0
 
     def offer(self, make: Callable[[], Moment], at_once: bool) -> None:
         """Save what `make` gives, unless saving would take too much of the time and need not be at once."""
@@ -145,7 +144,6 @@ class _Keeper:
         weights |= {f"current.{index:06d}": value for index, value in enumerate(moment.current)}
         state = {"images": self._images, "phase": moment.phase, "batch": moment.batch}
         save_checkpoint(self._folder, moment.phase * self._places + moment.batch, weights, state, keep=1)
-        self.newest = moment.phase
         now = time.monotonic()
         self._not_before = now + (SHARE - 1) * (now - started)
 

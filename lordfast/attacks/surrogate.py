@@ -17,13 +17,15 @@ from lordfast.diffusion import LatentDiffusion, TensorCache
 from lordfast.diffusion.cache import cached_text
 from lordfast.diffusion.model import Text
 from lordfast.training.config import RunConfig
-from lordfast.training.examples import LatentBatches, LatentStore, TextStore
+from lordfast.training.examples import LatentBatches, TextStore
 from lordfast.training.loop import TrainingConfig, check_training, train
 from lordfast.training.lora import LoraObjective, add_lora
 from lordfast.training.processes import make_accelerator
 from lordfast.training.seeds import derive_seed
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+LOSS_SCALE = 1024.0
+"""Of fp16 training: phases are too short to come down to a scale that does not overflow."""
 
 
 class Surrogate(Protocol):
@@ -72,7 +74,6 @@ class FineTuned:
     ) -> None:
         self._model, self._options, self._captions, self._cache = model, options, list(captions), cache
         self._config = training_config(options, run)
-        self._accelerator = make_accelerator(run.dtype, model.device)
         with_text = options.surrogate_text_encoder
         parts = [model.unet, *([model.text_encoder] if with_text else [])]
         if options.surrogate == "lora":
@@ -108,17 +109,17 @@ class FineTuned:
         model = self._model
         config = replace(self._config, steps=steps, seed=derive_seed(self._config.seed, "surrogate", phase))
         with_text = self._options.surrogate_text_encoder
-        with torch.no_grad():
-            moments = [model.encode_moments(_square(image)[None]) for image in pixels]
-        store = LatentStore(*(torch.cat([pair[i] for pair in moments]).cpu() for i in range(2)))
+        # Anew in each phase: what its fp16 scaling has learnt would be lost where an interrupted attack goes on.
+        accelerator = make_accelerator(config.dtype, model.device, loss_scale=LOSS_SCALE)
+        store = _EncodedWhenDrawn(model, pixels)
         text = TextStore(model, self._captions, self._cache, trained=with_text)
         self._wants_gradient(True)
         try:
             objective = LoraObjective(model, text_encoder_lr=config.lr if with_text else None)
-            train(objective, LatentBatches(store, text, model.timesteps), config, self._accelerator)
+            train(objective, LatentBatches(store, text, model.timesteps), config, accelerator)
         finally:
             self._wants_gradient(False)
-            self._accelerator.free_memory()
+            accelerator.free_memory()
 
     def state(self) -> dict[str, Tensor]:
         return {name: value.detach().to("cpu", copy=True) for name, value in self._trained.items()}
@@ -133,6 +134,24 @@ class FineTuned:
             with self.precision():
                 return self._model.embed(captions)
         return cached_text(self._model, captions, self._cache)
+
+
+class _EncodedWhenDrawn:
+    """Latents of images (3, H, W) in [-1, 1]; a phase of a few steps draws few of them."""
+
+    def __init__(self, model: LatentDiffusion, pixels: Sequence[Tensor]) -> None:
+        self._model, self._pixels = model, pixels
+        self._mean: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    @torch.no_grad()
+    def draw(self, index: int, generator: torch.Generator, sample: bool) -> Tensor:
+        """The posterior's mean (C, h, w) of the middle of an image; nothing is sampled."""
+        if index not in self._mean:
+            self._mean[index] = self._model.encode(_square(self._pixels[index])[None])[0].cpu()
+        return self._mean[index]
 
 
 def _square(image: Tensor) -> Tensor:

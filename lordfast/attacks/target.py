@@ -37,6 +37,7 @@ class Target:
 
     def __init__(self, path: Path | None = None) -> None:
         self._picture = load_image(path) if path is not None else None
+        self._pixels: dict[tuple[int, int], Tensor] = {}
         self._latents: dict[tuple[int, int], Tensor] = {}
 
     def image(self, height: int, width: int) -> np.ndarray:
@@ -45,7 +46,10 @@ class Target:
 
     def pixels(self, like: Tensor) -> Tensor:
         """(1, 3, H, W) in [-1, 1] for images `like` (B, 3, H, W)."""
-        return to_tensor([self.image(*like.shape[-2:])]).to(like)
+        height, width = like.shape[-2:]
+        if (height, width) not in self._pixels:
+            self._pixels[height, width] = to_tensor([self.image(height, width)]).to(like)
+        return self._pixels[height, width]
 
     @torch.no_grad()
     def latents(self, model: LatentDiffusion, like: Tensor) -> Tensor:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lordfast.cli.choose import choose
 from lordfast.cli.parse import parse, report, run_resumable
+
+if TYPE_CHECKING:
+    from lordfast.evaluation.transfer import TransferConfig
 
 
 def run(args: list[str]) -> None:
@@ -22,20 +25,27 @@ def run(args: list[str]) -> None:
     attack, rest = ATTACKS[chosen[0]], chosen[1]
     presets = {name: dict(preset.values) for name, preset in attack.presets.items()}
     command = f"attack {attack.name}"
+    flags, rest = _transfer_flags(rest)
     if "--explain" in rest:
         from lordfast.attacks.explain import explain
 
         print(explain(attack, *_explained(attack.config, [word for word in rest if word != "--explain"], presets)))
         return
-    transfer, rest = _transfer_flags(rest)
     config = parse(attack.config, command, rest, presets, TRANSFER)
-    summary = run_resumable(command, config, lambda: run_attack(attack.name, config))
+    transfer = _transfer(attack.name, config, flags) if flags.to else None
+    again = [
+        *(["--transfer-to", *flags.to] if flags.to else []),
+        *(["--transfer-prompts", *flags.prompts] if flags.prompts else []),
+    ]
+    summary = run_resumable(command, config, lambda: run_attack(attack.name, config), again)
     budget = f"{summary['eps_grey_levels']:g} grey levels ({summary['norm']})"
     report(f"{summary['images']} images within {budget}: {config.out}")
     if summary["unchanged"] and summary["eps"]:
         report(f"{summary['unchanged']} of them did not change by a single grey level; a larger --eps would help")
-    if transfer.to:
-        _transfer(attack.name, config, transfer)
+    if transfer is not None:
+        from lordfast.cli.transfer import measure
+
+        measure(transfer)
 
 
 TRANSFER = (
@@ -58,30 +68,36 @@ def _transfer_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return found, rest
 
 
-def _transfer(name: str, config: Any, flags: argparse.Namespace) -> None:
-    from lordfast.cli.transfer import measure
+def _transfer(name: str, config: Any, flags: argparse.Namespace) -> TransferConfig:
+    """What to measure when the attack is done, checked before it begins."""
+    from lordfast.diffusion import resolve_model
     from lordfast.evaluation.transfer import TransferConfig
+    from lordfast.evaluation.transfer.config import check_request, parse_named
+    from lordfast.training.run import RunFolder
 
     out = config.out.with_name(f"{config.out.name}-transfer")
-    measure(
-        TransferConfig(
-            out=out,
-            originals=config.images,
-            attacked=(f"{name}={config.out}",),
-            to=tuple(dict.fromkeys([config.model, *flags.to])),
-            prompts=tuple(flags.prompts),
-            prompt=config.prompt,
-            resolution=config.resolution,
-            seed=config.seed,
-            device=config.device,
-            dtype=config.dtype,
-            batch_size=config.batch_size,
-            skip_bad=config.skip_bad,
-            cache_dir=config.cache_dir,
-            resume=config.resume and (out / "config.yaml").exists(),
-            overwrite=config.overwrite,
-        )
+    transfer = TransferConfig(
+        out=out,
+        originals=config.images,
+        attacked=(f"{name}={config.out}",),
+        to=tuple(dict.fromkeys([config.model, *flags.to])),
+        prompts=tuple(flags.prompts),
+        prompt=None if flags.prompts else config.prompt,
+        resolution=config.resolution,
+        seed=config.seed,
+        device=config.device,
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+        skip_bad=config.skip_bad,
+        cache_dir=config.cache_dir,
+        resume=config.resume and (out / "config.yaml").exists(),
+        overwrite=config.overwrite,
     )
+    check_request(transfer)
+    RunFolder.inspect(transfer, "transfer")
+    for model in parse_named(transfer.to, "transfer-to").values():
+        resolve_model(model)
+    return transfer
 
 
 def _explained(cls: type[Any], words: list[str], presets: dict[str, dict[str, Any]]) -> tuple[Any, str | None]:

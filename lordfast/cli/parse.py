@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -87,23 +87,29 @@ def _checked(cls: type[Any], path: str, values: dict[str, Any]) -> dict[str, Any
     return values
 
 
-def run_resumable(command: str, config: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Call `work`; when it is interrupted, raise `Stopped` with the command line that goes on."""
+def run_resumable(
+    command: str, config: Any, work: Callable[[], dict[str, Any]], more: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Call `work`; when it is interrupted, raise `Stopped` with the command line that goes on.
+
+    Args:
+        more: words of the command line that the config does not hold.
+    """
     path = config.out / "config.yaml"
     try:
         return work()
     except Interrupted as interrupted:
-        raise Stopped(interrupted.done, _again(command, path)) from None
+        raise Stopped(interrupted.done, _again(command, path, more)) from None
     except KeyboardInterrupt:
         if not path.exists() or (config.out / "summary.json").exists():
             raise
-        raise Stopped("at once", _again(command, path)) from None
+        raise Stopped("at once", _again(command, path, more)) from None
 
 
-def _again(command: str, config: Path) -> str:
+def _again(command: str, config: Path, more: Sequence[str]) -> str:
     """The command line that resumes the run of `config`, with as many processes as this one has."""
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
     program = (
         ["lordfast"] if processes == "1" else ["torchrun", "--nproc_per_node", processes, "-m", "lordfast.cli.main"]
     )
-    return shlex.join([*program, *command.split(), "--config", str(config), "--resume"])
+    return shlex.join([*program, *command.split(), "--config", str(config), "--resume", *more])

@@ -131,7 +131,9 @@ class LatentDiffusion:
 
     def encode_moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents, fp32, each (B, C, h, w). Differentiable in `pixels`."""
-        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+        # Where a caller computes in half precision, a VAE that is kept in fp32 must not.
+        with torch.autocast(self.device.type, enabled=False):
+            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
         mean = (posterior.mean.float() - self._shift) * self._scaling
         return mean, posterior.std.float() * self._scaling
 
@@ -142,7 +144,8 @@ class LatentDiffusion:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of scaled `latents`, fp32, not clamped."""
-        return self.vae.decode((latents / self._scaling + self._shift).to(self.vae.dtype)).sample.float()
+        with torch.autocast(self.device.type, enabled=False):
+            return self.vae.decode((latents / self._scaling + self._shift).to(self.vae.dtype)).sample.float()
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (B, L), padded and cut to the tokenizer's length."""

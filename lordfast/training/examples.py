@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -149,10 +149,20 @@ def draw_noise(shape: torch.Size, timesteps: int, generator: torch.Generator) ->
     return noise, int(torch.randint(timesteps, (1,), generator=generator))
 
 
+class Latents(Protocol):
+    """The latents of examples."""
+
+    def __len__(self) -> int: ...
+
+    def draw(self, index: int, generator: torch.Generator, sample: bool) -> Tensor:
+        """Latents (C, h, w) of one example: the posterior mean, or a sample of it."""
+        ...
+
+
 class LatentBatches:
     """Batches of ``latents, noise, timesteps, text`` over one folder of images."""
 
-    def __init__(self, store: LatentStore, text: TextStore, timesteps: int, sample: bool = False) -> None:
+    def __init__(self, store: Latents, text: TextStore, timesteps: int, sample: bool = False) -> None:
         self.store, self.text, self.timesteps, self.sample = store, text, timesteps, sample
 
     def __len__(self) -> int:

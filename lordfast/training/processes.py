@@ -15,16 +15,21 @@ from lordfast.training.run import RunFolder
 T = TypeVar("T")
 
 
-def make_accelerator(dtype: str, device: torch.device) -> Any:
+def make_accelerator(dtype: str, device: torch.device, loss_scale: float | None = None) -> Any:
     """An `accelerate.Accelerator` for `dtype` on `device`, whatever an earlier one in this process used.
 
     Its ``device`` is where the model belongs: under torchrun each process has a GPU of its own.
+
+    Args:
+        loss_scale: at which fp16's gradient scaling begins; the library's own, which takes some steps to settle, when
+            left out.
 
     Raises:
         ValueError: fp16 training on a CPU, which has no fp16 gradient scaling.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import GradScalerKwargs
 
     if dtype == "fp16" and device.type == "cpu":
         raise ValueError("dtype: fp16 training needs a GPU; expected fp32 or bf16 on the CPU")
@@ -33,7 +38,9 @@ def make_accelerator(dtype: str, device: torch.device) -> Any:
         torch.cuda.set_device(device)
     # The process group of several processes has to outlive this; a lone process may change its device.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(mixed_precision="no" if dtype == "fp32" else dtype, cpu=device.type == "cpu")
+    handlers = [GradScalerKwargs(init_scale=loss_scale)] if loss_scale is not None else None
+    precision = "no" if dtype == "fp32" else dtype
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=handlers)
 
 
 def on_main(accelerator: Any, work: Callable[[], T]) -> T:

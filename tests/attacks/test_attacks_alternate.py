@@ -12,6 +12,7 @@ from torch import Tensor
 from lordfast.attacks.alternate import Moment, check_schedule, run_schedule
 from lordfast.attacks.protocol import Perturb, Phase, Recall, Remember, Train
 from lordfast.attacks.registry import ATTACKS
+from lordfast.training.interrupt import Interrupted
 
 COMMON: dict[str, Any] = {"model": "demo", "images": Path("."), "out": Path(".")}
 
@@ -59,8 +60,9 @@ def run(
         surrogate.events.append(("perturb", batch, steps, surrogate.weight, phase))
         return x + steps
 
-    def save(make: Any) -> None:
+    def save(finished: int, make: Any) -> None:
         moments.append(make())
+        assert finished == moments[-1].phase
         if len(moments) == stop_after:
             raise Stop
 
@@ -164,3 +166,29 @@ def test_schedules_that_make_no_sense(phases: list[Phase], message: str) -> None
         check_schedule(phases)
     with pytest.raises(ValueError, match=message):
         run(phases)
+
+
+def test_training_that_is_interrupted_begins_again() -> None:
+    phases = [Perturb(1), Train("perturbed", 2), Perturb(1)]
+    whole, end, _ = run(phases)
+
+    class Halted(Recorder):
+        def train(self, pixels: Sequence[Tensor], steps: int, phase: int) -> None:
+            self.weight = 99
+            raise Interrupted("after step 1 of 2")
+
+    moments: list[Moment] = []
+    halted = Halted()
+    with pytest.raises(Interrupted, match="after step 1 of 2"):
+        run_schedule(
+            phases,
+            Moment(0, 0, ORIGINALS, halted.state()),
+            ORIGINALS,
+            halted,
+            lambda batch, x, steps, phase: x + steps,
+            lambda finished, make: moments.append(make()),
+        )
+    assert (moments[-1].phase, moments[-1].batch) == (1, 0)
+    assert int(moments[-1].weights["weight"]) == 1, "the weights from before the phase"
+    again, images, _ = run(phases, moments[-1])
+    assert again.weight == whole.weight and all(map(torch.equal, images, end))

@@ -1,6 +1,7 @@
 """`lordfast attack ...` from the words on the command line to the files."""
 
 import json
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from lordfast.attacks import folder as folder_module
 from lordfast.cli.main import main
+from lordfast.diffusion.resolve import DEMO_MODEL
 
 
 @pytest.fixture
@@ -70,32 +72,66 @@ def test_help_lists_the_attacks(capsys: pytest.CaptureFixture) -> None:
     assert "usage: lordfast attack NAME" in capsys.readouterr().out
 
 
-def test_transfer_is_measured_on_its_own_model_and_others(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    """The real matrix has tests of its own; here, what the attack asks for."""
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The transfers that were asked for, none of which is computed: the real matrix has tests of its own."""
     from lordfast.evaluation import transfer
 
-    asked: list[Any] = []
+    found: list[Any] = []
 
     def run_transfer(config: Any) -> dict[str, Any]:
-        asked.append(config)
+        found.append(config)
         assert len(list((tmp_path / "run").glob("*.png"))) == 4, "the attack was not done yet"
         return {"warnings": [], "images": 4, "rows": [], "columns": [], "metrics": {}}
 
     monkeypatch.setattr(transfer, "run_transfer", run_transfer)
     monkeypatch.setattr("lordfast.evaluation.transfer.table.sections", lambda *args, **options: [])
-    assert (
-        main([*words, "--transfer-to", "other=models/b", "demo", "--transfer-prompts", "a dog", "a cat", "--seed", "3"])
-        == 0
-    )
+    return found
+
+
+def test_transfer_is_measured_on_its_own_model_and_others(words: list[str], tmp_path: Path, asked: list[Any]) -> None:
+    more = ["--transfer-to", f"other={DEMO_MODEL}", "demo", "--transfer-prompts", "a dog", "a cat"]
+    assert main([*words, *more, "--seed", "3", "--prompt", "a person"]) == 0
     (config,) = asked
-    assert (config.to, config.prompts, config.seed) == (("demo", "other=models/b"), ("a dog", "a cat"), 3)
+    assert (config.to, config.prompts, config.seed) == (("demo", f"other={DEMO_MODEL}"), ("a dog", "a cat"), 3)
     assert config.attacked == (f"pgd={tmp_path / 'run'}",) and config.out == tmp_path / "run-transfer"
     assert str(config.originals) == words[words.index("--images") + 1] and not config.resume
-    capsys.readouterr()
-    assert main([*words, "--transfer-prompts", "a dog"]) == 2
-    assert "transfer-prompts: came without transfer-to" in capsys.readouterr().err
-    assert main([*words, "--transfer-to"]) == 2
-    assert "transfer-to: expected at least one argument" in capsys.readouterr().err
-    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--transfer-prompts", "a dog"], "transfer-prompts: came without transfer-to"),
+        (["--transfer-to"], "transfer-to: expected at least one argument"),
+        (["--transfer-to", "no-such-model"], "'no-such-model' does not exist"),
+    ],
+)
+def test_a_transfer_that_cannot_be_is_refused_before_the_attack(
+    words: list[str], more: list[str], message: str, tmp_path: Path, asked: list[Any], capsys: pytest.CaptureFixture
+) -> None:
+    assert main([*words, *more]) == 2
+    assert message in capsys.readouterr().err
+    (tmp_path / "run-transfer").mkdir()
+    (tmp_path / "run-transfer" / "notes.txt").write_text("mine")
+    assert main([*words, "--transfer-to", "demo"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists() and not asked
+
+
+def test_the_command_that_goes_on_measures_too(
+    words: list[str], asked: list[Any], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perturb = folder_module.perturb
+
+    def interrupted(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return perturb(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "perturb", interrupted)
+        assert main([*words, "--transfer-to", "demo", "--transfer-prompts", "a dog in red"]) == 130
+    error = capsys.readouterr().err
+    command = next(line for line in error.splitlines() if line.strip().startswith("lordfast attack pgd"))
+    assert not asked
+    assert main(shlex.split(command)[1:]) == 0
+    assert [config.prompts for config in asked] == [("a dog in red",)]

@@ -68,8 +68,9 @@ def test_every_attack_explains_itself(name: str, capsys: pytest.CaptureFixture) 
     assert main(["attack", name, "--explain"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     attack = ATTACKS[name]
+    config = attack.config(model="demo", images=Path("."), out=Path("."))
     for part in (
-        attack.rule,
+        attack.rule(config),
         attack.source,
         "grey levels",
         *attack.presets,
@@ -99,6 +100,13 @@ def test_the_explanation_follows_flags_and_presets(capsys: pytest.CaptureFixture
         "pgd", "--norm", "l2", "--eps", "2", "--step-size", "1"
     )
     assert "shrinking to 0.01 of the first" in explain("photoguard")
+    assert "sum (E(x) - z_target)^2 - 500 x diffusion loss" in explain("mist", "--semantic-weight", "500")
+    assert "descends sum (E(x) - z_target)^2 Budget" in explain("mist", "--mode", "textural")
+    assert "descends || E(x) ||_2 Budget" in explain("photoguard", "--to-zero")
+    assert "5 x || E(x) - z_target ||^2" in explain("ace-plus", "--latent-weight", "5")
+    assert "less the distance of x_hat_{t-1}" in explain("aspl", "--targeted")
+    assert "less the distance" not in explain("aspl")
+    assert "Rule" in explain("pgd", "--transfer-to", "demo")
     assert "Gaussian noise of 25.5 grey levels, cut to the budget" in explain("feature")
 
 
