@@ -26,7 +26,7 @@ from lordfast.attacks.surrogate import FineTuned
 from lordfast.data import ImageRecord, make_faces
 from lordfast.diffusion import LatentDiffusion, TensorCache, load_model
 from lordfast.profiling.machine import describe, device_key, find_device, threads
-from lordfast.profiling.results import write_rows
+from lordfast.profiling.results import MACHINE_COLUMNS, write_rows
 from lordfast.profiling.rounds import Effort, Timing, time_in_turn
 from lordfast.profiling.session import script
 
@@ -34,18 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 NAMES = ("pgd", "ace")
 
 COLUMNS = (
-    "date",
-    "device",
-    "device_key",
-    "threads",
-    "cpu_isa",
-    "lordfast",
-    "commit",
-    "torch",
-    "triton",
-    "cuda",
-    "python",
-    "driver",
+    *MACHINE_COLUMNS,
     "attack",
     "model",
     "resolution",

@@ -11,7 +11,7 @@ from typing import Any
 
 from lordfast.files import write_atomic
 
-COLUMNS = (
+MACHINE_COLUMNS = (
     "date",  # UTC, ISO 8601
     "device",
     "device_key",
@@ -24,6 +24,10 @@ COLUMNS = (
     "cuda",
     "python",
     "driver",
+)
+
+COLUMNS = (
+    *MACHINE_COLUMNS,
     "op",  # lord_linear, pgd_step, unet
     "direction",  # forward, forward+backward, training step
     "case",
