@@ -41,8 +41,8 @@ def run_purify(name: str, config: PurifyConfig) -> dict[str, Any]:
     """Purify ``config.images`` into ``config.out`` with the purifier `name`; returns what summary.json holds.
 
     A purifier is given what is seen: an image with transparency is put on white, and the change goes back into its
-    colours. Images of one size share a forward. Outputs that exist are kept: a batch runs again only if one of its files is
-    missing, in the same composition, so a resumed folder equals an uninterrupted one bit for bit.
+    colours. Images of one size share a forward. Outputs that exist are kept: a batch runs again only if one of its
+    files is missing, in the same composition, so a resumed folder equals an uninterrupted one bit for bit.
 
     Raises:
         ValueError: an unknown purifier, an option out of range, an unusable folder, image or model; nothing is
