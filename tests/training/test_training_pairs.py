@@ -13,8 +13,8 @@ from PIL import Image
 
 from lordfast.cli.main import main
 from lordfast.data import fit_image, list_images, load_image
-from lordfast.data.images import load_fitted
 from lordfast.data.degrade import crop_to_multiple, degrade
+from lordfast.data.images import load_fitted
 from lordfast.training import pairs as module
 from lordfast.training.inpainting import InpaintingConfig, run_inpainting
 from lordfast.training.interrupt import Interrupted
