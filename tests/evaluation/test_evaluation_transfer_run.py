@@ -1,10 +1,8 @@
 """Whole transfers on the embedded model and a second one made from it: outputs, cells, resumption, bad input."""
 
-import gc
 import json
 import shutil
 import signal
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,23 +280,6 @@ def test_images_that_changed_in_between_are_refused(
     with pytest.raises(KeyboardInterrupt):
         run_transfer(build(tmp_path / "run", **changes, guidance=1.0, steps=1, overwrite=True))
     assert not list((tmp_path / "run").rglob("*.png"))
-
-
-def test_one_model_is_in_memory_at_a_time(build, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load, loaded = plan_module.load_model, []
-
-    def watched(source: str, **options: Any) -> Any:
-        gc.collect()
-        assert [source for source, model in loaded if model() is not None] == [], f"still there beside {source}"
-        model = load(source, **options)
-        loaded.append((source, weakref.ref(model.unet)))
-        return model
-
-    monkeypatch.setattr(plan_module, "load_model", watched)
-    other = str(here / "other")
-    run_transfer(build(tmp_path / "run", to=("demo", f"b={other}", "c=demo"), guidance=1.0, steps=1, baseline=False))
-    # Checked in reverse, so that the first is there when its column comes.
-    assert [source for source, _ in loaded] == ["demo", other, "demo", other, "demo"]
 
 
 def test_a_kill_while_rows_are_written_doubles_none(build, whole: Path, tmp_path: Path) -> None:
