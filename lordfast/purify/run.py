@@ -16,7 +16,7 @@ from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from lordfast.data import ImageRecord, load_layers, output_names
-from lordfast.data.images import Layers, fit_layers, parse_resolution
+from lordfast.data.images import Layers, fit_layers, on_white, parse_resolution
 from lordfast.diffusion import content_key
 from lordfast.pixels import Uint8Image
 from lordfast.purify.config import BatchPurifier, PurifyConfig
@@ -40,8 +40,9 @@ class _Job:
 def run_purify(name: str, config: PurifyConfig) -> dict[str, Any]:
     """Purify ``config.images`` into ``config.out`` with the purifier `name`; returns what summary.json holds.
 
-    Images of one size share a forward. Outputs that exist are kept: a batch runs again only if one of its files is
-    missing, in the same composition, so a resumed folder equals an uninterrupted one bit for bit.
+    A purifier is given what is seen: an image with transparency is put on white, and the change goes back into its
+    colours. Images of one size share a forward. Outputs that exist are kept: a batch runs again only if one of its
+    files is missing, in the same composition, so a resumed folder equals an uninterrupted one bit for bit.
 
     Raises:
         ValueError: an unknown purifier, an option out of range, an unusable folder, image or model; nothing is
@@ -134,20 +135,21 @@ def _purify(run: RunFolder, purifier: BatchPurifier, batches: Sequence[list[_Job
                     _check_kept(job, key, logged[job.output]["input"])
                 advance(len(batch) * purifier.ticks)
                 continue
-            images = [rgb for rgb, _ in read]
+            seen = [on_white(*layers) for layers in read]
             try:
-                purified = purifier.apply(images, partial(advance, len(batch)))
+                purified = purifier.apply(seen, partial(advance, len(batch)))
             except torch.OutOfMemoryError as error:
                 height, width = batch[0].size
                 raise ValueError(
                     f"batch_size: {len(batch)} images of {width} x {height} pixels don't fit into the device's memory; "
                     "try a smaller one, a --tile or --resolution, or dtype bf16"
                 ) from error
-            for job, key, image, result in zip(batch, inputs, images, purified, strict=True):
+            results = [_changed(*each) for each in zip(read, seen, purified, strict=True)]
+            for job, key, image, result in zip(batch, inputs, seen, results, strict=True):
                 row = {"step": job.step, "image": job.record.name, "output": job.output, "input": key}
-                run.log(row | {"psnr": _psnr(result, image)})
-            for job, (_, alpha), result in zip(batch, read, purified, strict=True):
-                save_result(job.record, _with_alpha(result, alpha), run.path / job.output)
+                run.log(row | {"psnr": _psnr(on_white(*result), image)})
+            for job, result in zip(batch, results, strict=True):
+                save_result(job.record, _picture(*result), run.path / job.output)
             if stop.requested and number + 1 < len(batches):
                 raise Interrupted(f"after {number + 1} of {len(batches)} batches")
 
@@ -160,8 +162,19 @@ def _check_kept(job: _Job, now: str, then: str) -> None:
         )
 
 
-def _with_alpha(image: Uint8Image, alpha: Uint8Image | None) -> Image.Image:
-    return Image.fromarray(image if alpha is None else np.dstack([image, alpha]))
+def _changed(layers: Layers, seen: Uint8Image, purified: Uint8Image) -> Layers:
+    """`layers`, whose colours change by what `purified` changes of `seen`; where alpha is 255 they are `purified`."""
+    colours, alpha = layers
+    if alpha is None:
+        return purified, None
+    change = purified.astype(int) - seen
+    moved = (colours + change).clip(0, 255).astype(np.uint8)
+    # Colours that nobody sees stay as they are.
+    return np.where(alpha[..., None] > 0, moved, colours), alpha
+
+
+def _picture(colours: Uint8Image, alpha: Uint8Image | None) -> Image.Image:
+    return Image.fromarray(colours if alpha is None else np.dstack([colours, alpha]))
 
 
 def _psnr(image: Uint8Image, reference: Uint8Image) -> float | None:

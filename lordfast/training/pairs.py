@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from lordfast.data import ImageRecord, fit_image, image_grid, load_image, output_names, save_png
+from lordfast.data import ImageRecord, image_grid, load_image, load_layers, output_names, save_png
 from lordfast.data.captions import METADATA_NAME
-from lordfast.data.images import parse_resolution
+from lordfast.data.images import Layers, fit_layers, on_white, parse_resolution
+from lordfast.diffusion import content_key
 from lordfast.files import write_atomic
 from lordfast.pixels import Uint8Image
 from lordfast.training.config import RunConfig, check_choices
@@ -70,6 +71,7 @@ class _Job:
     record: ImageRecord
     variant: int
     paths: dict[str, str]
+    key: str
 
 
 def run_pairs(config: PairsConfig, kind: Kind) -> dict[str, Any]:
@@ -80,7 +82,8 @@ def run_pairs(config: PairsConfig, kind: Kind) -> dict[str, Any]:
     on the seed, the image's name and the variant alone.
 
     Raises:
-        ValueError, OSError: unusable settings, folder or image; nothing is written then.
+        ValueError, OSError: unusable settings, folder or image, or images that changed since an interrupted run began;
+            nothing is written then.
         Interrupted: on Ctrl-C, with every finished pair saved.
     """
     _check(config)
@@ -90,21 +93,24 @@ def run_pairs(config: PairsConfig, kind: Kind) -> dict[str, Any]:
         return finished
     outputs = dict(zip((record.name for record in records), output_names(records), strict=True))
 
-    def check(record: ImageRecord) -> None:
-        image = load_image(record.path)
+    def check(record: ImageRecord) -> str:
+        image = load_layers(record.path)
         for variant in range(1, config.variants + 1):
             try:
                 kind.check(_cut(image, record, variant, config), _rng(config, kind.command, record, variant))
             except ValueError as error:
                 raise ValueError(f"{error} ({record.path})") from error
+        return content_key(*image, record.caption)
 
-    usable = [record for record, _ in check_readable(records, check, skip_bad=config.skip_bad)]
+    usable = dict(check_readable(records, check, skip_bad=config.skip_bad))
     skipped = [str(record.path) for record in records if record not in usable]
     jobs = list(_jobs(usable, outputs, config.variants, kind))
     run = RunFolder.open(config, kind.command)
     started = time.perf_counter()
     rows = _make_all(run, jobs, config, kind)
-    lines = [json.dumps({k: v for k, v in row.items() if k != "step"}, ensure_ascii=False) for row in rows]
+    lines = [
+        json.dumps({k: v for k, v in row.items() if k not in ("step", "input")}, ensure_ascii=False) for row in rows
+    ]
     write_atomic(run.path / METADATA_NAME, "".join(f"{line}\n" for line in lines).encode())
     save_png(_preview(run.path, rows, kind), run.path / "preview" / "grid.png")
     counted = {"images": len(usable), "skipped": skipped, "pairs": len(rows)}
@@ -121,33 +127,34 @@ def _check(config: PairsConfig) -> None:
         raise ValueError("crop: random needs a resolution to cut to, got none")
 
 
-def _jobs(records: list[ImageRecord], outputs: Mapping[str, str], variants: int, kind: Kind) -> Iterator[_Job]:
-    for number, record in enumerate(records):
+def _jobs(keys: Mapping[ImageRecord, str], outputs: Mapping[str, str], variants: int, kind: Kind) -> Iterator[_Job]:
+    for number, (record, key) in enumerate(keys.items()):
         for variant in range(1, variants + 1):
             # A sub-folder and not a suffix: no image of any name can collide with another's variant.
             name = outputs[record.name] if variants == 1 else f"{variant}/{outputs[record.name]}"
             paths = {field: f"{folder}/{name}" for field, folder in kind.folders.items()}
-            yield _Job(number * variants + variant, record, variant, paths)
+            yield _Job(number * variants + variant, record, variant, paths, key)
 
 
 def _rng(config: PairsConfig, purpose: str, record: ImageRecord, variant: int) -> np.random.Generator:
     return np.random.default_rng(derive_seed(config.seed, purpose, record.name, variant))
 
 
-def _cut(image: Uint8Image, record: ImageRecord, variant: int, config: PairsConfig) -> Uint8Image:
-    if config.resolution is None:
-        return image
-    return fit_image(image, config.resolution, crop=config.crop, rng=_rng(config, "crop", record, variant))
+def _cut(image: Layers, record: ImageRecord, variant: int, config: PairsConfig) -> Uint8Image:
+    if config.resolution is not None:
+        image = fit_layers(image, config.resolution, crop=config.crop, rng=_rng(config, "crop", record, variant))
+    return on_white(*image)
 
 
 def _make_all(run: RunFolder, jobs: list[_Job], config: PairsConfig, kind: Kind) -> list[dict[str, Any]]:
     """Make the pairs that are not there yet; the rows of all, in order."""
+    _check_kept(run, jobs)
     kept = run.keep(lambda row: all((run.path / row[field]).exists() for field in kind.folders))
     rows = {row["step"]: row for row in kept}
     left = [job for job in jobs if job.step not in rows]
     with StopOnSignal() as stop, progress("pairs", len(jobs), start=len(rows)) as advance:
         for job in left:
-            image = _cut(load_image(job.record.path), job.record, job.variant, config)
+            image = _cut(load_layers(job.record.path), job.record, job.variant, config)
             pictures, more = kind.make(image, _rng(config, kind.command, job.record, job.variant))
             for field, picture in pictures.items():
                 save_png(picture, run.path / job.paths[field])
@@ -155,13 +162,25 @@ def _make_all(run: RunFolder, jobs: list[_Job], config: PairsConfig, kind: Kind)
                 beside = PurePosixPath(job.paths["file_name"]).with_suffix(".txt")
                 write_atomic(run.path / beside, job.record.caption.encode())
             row = {"step": job.step, **job.paths, "text": job.record.caption, "source": job.record.name}
-            rows[job.step] = {**row, "variant": job.variant, **more}
+            rows[job.step] = {**row, "variant": job.variant, "input": job.key, **more}
             # After its files: a pair with a row is a finished one.
             run.log(rows[job.step])
             advance()
             if stop.requested and len(rows) < len(jobs):
                 raise Interrupted(f"after {len(rows)} of {len(jobs)} pairs")
     return [rows[job.step] for job in jobs]
+
+
+def _check_kept(run: RunFolder, jobs: Sequence[_Job]) -> None:
+    """Raise ValueError where an earlier session made a pair of another image or caption, or of an image now gone."""
+    expected = {job.step: job for job in jobs}
+    for row in run.rows():
+        job = expected.get(row["step"])
+        if job is None or (job.record.name, job.key) != (row["source"], row["input"]):
+            raise ValueError(
+                f"resume: {row['file_name']} was made of another {row['source']}: the images changed since the run "
+                "began; expected the same images, or --overwrite"
+            )
 
 
 def _preview(run: Path, rows: list[dict[str, Any]], kind: Kind) -> Image.Image:

@@ -131,15 +131,8 @@ def outputs(run: Path, column: str, row: str) -> list[np.ndarray]:
 
 
 def test_the_run_folder_is_complete(whole: Path) -> None:
-    files = {
-        "config.yaml",
-        "environment.json",
-        "metrics.jsonl",
-        "summary.json",
-        "matrix.json",
-        "matrix.md",
-        "matrix.csv",
-    }
+    files = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json"}
+    files |= {"matrix.json", "matrix.md", "matrix.csv"}
     assert {path.name for path in whole.iterdir()} >= files | {"matrix.png", "pictures.png"}
     matrix, summary = read(whole / "matrix.json"), read(whole / "summary.json")
     assert {key: summary[key] for key in matrix} == matrix
@@ -244,6 +237,42 @@ def test_an_interrupted_run_ends_in_the_same_bits(
     run_transfer(build(run, prompts=PROMPTS, resume=True))
     assert count == 3 + 4
     assert_same(run, whole)
+
+
+@pytest.mark.parametrize("change", ["attacked", "original", "caption", "gone"])
+def test_images_that_changed_in_between_are_refused(
+    build, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    for name in ("originals", "noise"):
+        shutil.copytree(here / name, tmp_path / name)
+    changes = {"originals": tmp_path / "originals", "attacked": (f"noise={tmp_path / 'noise'}",), "to": ("demo",)}
+
+    def pressed(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "measure_cell", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            run_transfer(build(tmp_path / "run", **changes, guidance=1.0, steps=1))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert any(path.suffix == ".png" for path in before)
+    changed = tmp_path / ("noise" if change in ("attacked", "gone") else "originals") / NAMES[1]
+    if change == "caption":
+        changed.with_suffix(".txt").write_text("a landscape")
+    elif change == "gone":
+        changed.unlink()
+    else:
+        pixels = load_image(changed)
+        # No larger change than the attack's: the random signs stay the same.
+        pixels[0, 0, 0] ^= 1
+        save_png(pixels, changed)
+    monkeypatch.setattr(variation, "vary", pressed)
+    with pytest.raises(ValueError, match=f"resume: {NAMES[1]} in .*: the images changed since the run began; expected"):
+        run_transfer(build(tmp_path / "run", **changes, guidance=1.0, steps=1, resume=True))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    with pytest.raises(KeyboardInterrupt):
+        run_transfer(build(tmp_path / "run", **changes, guidance=1.0, steps=1, overwrite=True))
+    assert not list((tmp_path / "run").rglob("*.png"))
 
 
 def test_a_kill_while_rows_are_written_doubles_none(build, whole: Path, tmp_path: Path) -> None:

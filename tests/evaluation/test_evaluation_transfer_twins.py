@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lordfast.data import load_image, make_faces, save_png
+from lordfast.data.images import fit_layers, on_white
 from lordfast.evaluation.transfer.config import TransferConfig, check_request, columns_of, parse_named
 from lordfast.evaluation.transfer.twins import Twins, open_twins, random_signs
 
@@ -125,6 +127,22 @@ def test_an_original_is_cut_as_its_attack_cut_it(tmp_path: Path) -> None:
     twins = opened(tmp_path, attacked={"one": attacked})
     np.testing.assert_array_equal(twins.original(0), photo[:, 30:110])
     assert twins.rows[0].largest == [6]
+
+
+def test_a_transparent_original_is_cut_before_it_is_put_on_white(tmp_path: Path) -> None:
+    """As an attack does: the other way round, what is hidden bleeds, and the twins differ by far more."""
+    y, x = np.mgrid[:150, :150] - 74.5
+    disc = (np.hypot(y, x) < 50) * np.uint8(255)
+    disc[:, :75] //= 2
+    colours = np.where(disc[..., None] > 0, (200, 30, 0), (0, 0, 255)).astype(np.uint8)
+    save_png(Image.fromarray(np.dstack([colours, disc])), tmp_path / "originals" / "a.png")
+    fitted, alpha = fit_layers((colours, disc), 64)
+    assert alpha is not None
+    moved = np.where(fitted < 128, fitted + 4, fitted - 4) * (alpha[..., None] > 0) + fitted * (alpha[..., None] == 0)
+    save_png(Image.fromarray(np.dstack([moved.astype(np.uint8), alpha])), tmp_path / "one" / "a.png")
+    twins = opened(tmp_path, attacked={"one": tmp_path / "one"})
+    assert twins.rows[0].largest == [4] and twins.warnings == []
+    np.testing.assert_array_equal(twins.original(0), on_white(fitted, alpha))
 
 
 def test_what_looks_wrong_is_said(tmp_path: Path) -> None:

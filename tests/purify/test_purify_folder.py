@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lordfast.data import BadImageError, list_images, load_image, load_layers
+from lordfast.data.images import on_white
 from lordfast.diffusion import LatentDiffusion
 from lordfast.purify import run as run_module
 from lordfast.purify.config import BatchPurifier
@@ -18,6 +19,7 @@ from lordfast.purify.jpeg import jpeg
 from lordfast.purify.noise import gaussian_noise
 from lordfast.purify.registry import PURIFIERS, Purifier
 from lordfast.purify.run import run_purify
+from lordfast.purify.smooth import blur
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -53,10 +55,12 @@ def test_a_folder_of_photographs(photos: Path, config, tmp_path: Path) -> None:
         with Image.open(out / row["output"]) as saved:
             assert (saved.format, saved.mode) == ("PNG", "RGB" if alpha is None else "RGBA")
             pixels = np.asarray(saved)
-        assert np.array_equal(pixels[..., :3], jpeg(rgb, 40)), row["image"]
+        opaque = ... if alpha is None else alpha == 255
+        seen, shown = on_white(rgb, alpha), load_image(out / row["output"])
+        assert np.array_equal(pixels[..., :3][opaque], jpeg(seen, 40)[opaque]), row["image"]
         if alpha is not None:
             assert np.array_equal(pixels[..., 3], alpha) and 0 < alpha.mean() < 255
-        expected = 10 * np.log10(255**2 / ((pixels[..., :3].astype(float) - rgb) ** 2).mean())
+        expected = 10 * np.log10(255**2 / ((shown.astype(float) - seen) ** 2).mean())
         assert row["psnr"] == pytest.approx(expected, rel=1e-6)  # torchmetrics takes the logarithm in fp32
     assert [row["image"] for row in rows if load_layers(photos / row["image"])[1] is not None] == ["flower.png"]
     assert (summary["purifier"], summary["images"], summary["skipped"], summary["unchanged"]) == ("jpeg", 9, 0, 0)
@@ -78,17 +82,44 @@ def test_a_model_on_a_folder_of_photographs(photos: Path, config, tmp_path: Path
             assert saved.size == (48, 48) and saved.mode == ("RGBA" if name == "flower.png" else "RGB")
 
 
-def test_colours_under_transparency_are_purified_as_they_are(config, tmp_path: Path) -> None:
+def test_hidden_colours_don_t_reach_what_is_seen(config, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    y, x = np.mgrid[:48, :48] - 23.5
+    disc = (np.hypot(y, x) < 15) * np.uint8(255)
+    for name, hidden in (("black", (0, 0, 0)), ("white", (255, 255, 255)), ("green", (0, 200, 0))):
+        colours = np.where(disc[..., None] > 0, (220, 0, 0), hidden).astype(np.uint8)
+        Image.fromarray(np.dstack([colours, disc])).save(tmp_path / "in" / f"{name}.png")
+    run_purify("blur", config("blur", images=tmp_path / "in", radius=2.0))
+    saved = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / "run").glob("*.png")}
+    assert sorted(saved) == ["black", "green", "white"]
+    seen = load_image(tmp_path / "in" / "black.png")
+    for name, pixels in saved.items():
+        assert np.array_equal(pixels[disc == 255][:, :3], blur(seen, 2.0)[disc == 255])
+        # Towards the white around the disc its edge brightens, and does not darken.
+        assert pixels[disc == 255][:, :3].min(axis=0).tolist() == [220, 0, 0]
+        assert pixels[disc == 255][:, 1].max() > 80
+        given = np.asarray(Image.open(tmp_path / "in" / f"{name}.png"))
+        assert np.array_equal(pixels[disc == 0], given[disc == 0])
+
+
+def test_what_shines_through_changes_as_it_is_seen_to(config, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     rng = np.random.default_rng(0)
     rgba = rng.integers(0, 256, (20, 30, 4), dtype=np.uint8)
-    rgba[:10, :, 3] = 0
+    rgba[:5, :, 3] = 0
+    rgba[5:10, :, 3] = 255
+    rgba[10:, :, 3] = rng.integers(1, 255, (10, 30))
     Image.fromarray(rgba).save(tmp_path / "in" / "a.png")
     Image.fromarray(rgba[..., [0, 3]], mode="LA").save(tmp_path / "in" / "b.png")
     run_purify("gaussian-noise", config("gaussian-noise", images=tmp_path / "in", std=0.1, seed=3))
     saved = [np.asarray(Image.open(tmp_path / "run" / name)) for name in ("a.png", "b.png")]
-    assert np.array_equal(saved[0][..., :3], gaussian_noise(np.ascontiguousarray(rgba[..., :3]), 0.1, 3))
     assert np.array_equal(saved[0][..., 3], rgba[..., 3]) and np.array_equal(saved[1][..., 3], rgba[..., 3])
+    seen = load_image(tmp_path / "in" / "a.png")
+    noisy = gaussian_noise(seen, 0.1, 3)
+    colours, change = saved[0][..., :3], noisy.astype(int) - seen
+    assert np.array_equal(colours[:5], rgba[:5, :, :3])
+    assert np.array_equal(colours[5:10], noisy[5:10])
+    assert np.array_equal(colours[10:], (rgba[10:, :, :3] + change[10:]).clip(0, 255)) and change[10:].any()
 
 
 @pytest.mark.parametrize("name", [*PURIFIERS])

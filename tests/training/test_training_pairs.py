@@ -14,6 +14,7 @@ from PIL import Image
 from lordfast.cli.main import main
 from lordfast.data import fit_image, list_images, load_image
 from lordfast.data.degrade import crop_to_multiple, degrade
+from lordfast.data.images import load_fitted
 from lordfast.training import pairs as module
 from lordfast.training.inpainting import InpaintingConfig, run_inpainting
 from lordfast.training.interrupt import Interrupted
@@ -166,6 +167,58 @@ def test_an_interrupted_run_ends_in_the_same_bits(
     logged = sorted(RunFolder(run).rows(), key=lambda row: row["step"])
     assert [row["step"] for row in logged] == list(range(1, 10))
     assert make(kind, run, photos, **settings, resume=True) == summary
+
+
+def stopped(kind: str, run: Path, images: Path, **changes: Any) -> None:
+    """A run of which all is there but its end."""
+    make(kind, run, images, **changes)
+    (run / "summary.json").unlink()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", ["pixels", "alpha", "caption", "gone"])
+def test_pairs_of_images_that_changed_are_not_kept(photos: Path, tmp_path: Path, kind: str, change: str) -> None:
+    images = Path(shutil.copytree(photos, tmp_path / "images"))
+    stopped(kind, tmp_path / "run", images)
+    before = files(tmp_path / "run")
+    with Image.open(images / "flower.png") as opened:
+        pixels = np.array(opened)
+    if change == "caption":
+        (images / "flower.txt").write_text("another flower")
+    elif change == "gone":
+        (images / "flower.png").unlink()
+    else:
+        pixels[100, 100, 3 if change == "alpha" else 0] ^= 1
+        Image.fromarray(pixels).save(images / "flower.png")
+    named = f"resume: {KINDS[kind][2][0]}/flower.png was made of another flower.png"
+    with pytest.raises(ValueError, match=f"{named}: the images changed since the run began"):
+        make(kind, tmp_path / "run", images, resume=True)
+    assert files(tmp_path / "run") == before
+    make(kind, tmp_path / "run", images, overwrite=True)
+    assert files(tmp_path / "run") != before
+
+
+def test_an_untouched_folder_is_gone_on_with(photos: Path, tmp_path: Path) -> None:
+    stopped("super-resolution", tmp_path / "run", photos)
+    before = files(tmp_path / "run")
+    assert "input" not in metadata(tmp_path / "run")[0]
+    make("super-resolution", tmp_path / "run", photos, resume=True)
+    assert files(tmp_path / "run") == before
+
+
+def test_hidden_colours_don_t_bleed_into_a_smaller_square(tmp_path: Path) -> None:
+    y, x = np.mgrid[:150, :150] - 74.5
+    disc = (np.hypot(y, x) < 50) * np.uint8(255)
+    (tmp_path / "images").mkdir()
+    colours = np.where(disc[..., None] > 0, (220, 0, 0), (0, 0, 255)).astype(np.uint8)
+    Image.fromarray(np.dstack([colours, disc])).save(tmp_path / "images" / "disc.png")
+    for kind, field in (("super-resolution", "high"), ("inpainting", "images")):
+        make(kind, tmp_path / kind, tmp_path / "images", resolution=64)
+        found = load_image(tmp_path / kind / field / "disc.png")
+        np.testing.assert_array_equal(found, load_fitted(tmp_path / "images" / "disc.png", 64))
+        assert (found != fit_image(load_image(tmp_path / "images" / "disc.png"), 64)).any()
+        # Red on white: nowhere is there more blue than green.
+        np.testing.assert_array_equal(found[..., 1], found[..., 2])
 
 
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {

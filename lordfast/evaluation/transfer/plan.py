@@ -77,9 +77,7 @@ def make_plan(config: TransferConfig) -> Plan:
     sides, device = {}, torch.device("cpu")
     # In reverse: the one that is needed first stays loaded.
     for name in reversed(sources):
-        model = models(name)
-        device, sides[name] = model.device, model.check_resolution(config.resolution)
-        variation.start(model)
+        device, sides[name] = _check_model(models(name), config.resolution, variation)
     twins.warnings += _resampled(twins, {name: sides[name] for name in sources})
     measures = _measures(config, device, min(sides.values()))
     without_clip = None
@@ -90,6 +88,12 @@ def make_plan(config: TransferConfig) -> Plan:
     if config.clip is None:
         without_clip = "no CLIP model was given (--clip)"
     return Plan(twins, columns_of(config), models, sides, variation, measures, without_clip)
+
+
+def _check_model(model: LatentDiffusion, resolution: int | None, variation: Variation) -> tuple[torch.device, int]:
+    """Where `model` is and which side it sees; a function, after which nobody but `Models` holds on to the model."""
+    variation.start(model)
+    return model.device, model.check_resolution(resolution)
 
 
 def _resampled(twins: Twins, sides: dict[str, int]) -> list[str]:

@@ -36,8 +36,8 @@ def run_transfer(config: TransferConfig) -> dict[str, Any]:
     so that a resumed run does only the others and ends in the same bits.
 
     Raises:
-        ValueError, OSError: a folder, image, model or feature module that can't be used, or settings out of range;
-            nothing is written then.
+        ValueError, OSError: a folder, image, model or feature module that can't be used, settings out of range, or
+            images that changed since an interrupted run began; nothing is written then.
         Interrupted: on Ctrl-C, with every finished batch and cell saved.
     """
     check_request(config)
@@ -46,6 +46,7 @@ def run_transfer(config: TransferConfig) -> dict[str, Any]:
         return finished
     plan = make_plan(config)
     run = RunFolder.open(config, "transfer")
+    _check_inputs(run, plan)
     started = time.perf_counter()
     matrix = assemble(
         [plan.twins.description(row) for row in plan.twins.rows],
@@ -65,6 +66,23 @@ def run_transfer(config: TransferConfig) -> dict[str, Any]:
         write_pictures(plan.twins, plan.columns, run.path, config.pictures)
     counted = {"images": len(plan.twins), "skipped": plan.twins.skipped}
     return run.finish({**counted, **matrix, "seconds": round(time.perf_counter() - started, 2)})
+
+
+def _check_inputs(run: RunFolder, plan: Plan) -> None:
+    """Write down what this run reads, or raise ValueError where that is not what the interrupted run read."""
+    # The folders beside it are called as columns are, which have no dot in front.
+    path, now = run.checkpoints / ".inputs.json", dict(zip(plan.twins.names, plan.twins.keys, strict=True))
+    if not path.exists():
+        write_json(path, now)
+        return
+    then = json.loads(path.read_text(encoding="utf-8"))
+    changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise ValueError(
+            f"resume: {changed[0]}{more} in {run.path}: the images changed since the run began; expected the same "
+            "images, or --overwrite"
+        )
 
 
 def _fill(run: RunFolder, plan: Plan, config: TransferConfig) -> Cells:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lordfast.data import fit_image, load_image, output_names
+from lordfast.data import load_image, output_names
+from lordfast.data.images import load_fitted
+from lordfast.diffusion import content_key
 from lordfast.evaluation.inputs import open_folder
 from lordfast.evaluation.pairs import match_keys
 from lordfast.evaluation.transfer.config import SIGNS
@@ -43,6 +45,7 @@ class Twins:
     Attributes:
         names: of the PNGs that become of them, which differ.
         captions: of the originals.
+        keys: for each name a digest of the image, its caption and its attacked versions.
         rows: the attacks in the order given, then the random signs.
         warnings: what was left out, and what looks wrong.
         skipped: paths that could not be read.
@@ -50,6 +53,7 @@ class Twins:
 
     names: list[str]
     captions: list[str | None]
+    keys: list[str]
     rows: list[Row]
     seed: int
     originals: list[Path]
@@ -61,9 +65,9 @@ class Twins:
         return len(self.names)
 
     def original(self, index: int) -> Uint8Image:
-        """The original as an attack cuts its input: centre-cropped to its twins' size."""
+        """The original as an attack cuts its input: centre-cropped to its twins' size, then put on white."""
         like = load_image(next(iter(self.attacked.values()))[index])
-        return fit_image(load_image(self.originals[index]), like.shape[:2])
+        return load_fitted(self.originals[index], like.shape[:2])
 
     def version(self, row: Row, index: int) -> Uint8Image:
         """What `row` makes of image `index`: uint8 (H, W, 3)."""
@@ -134,6 +138,7 @@ def open_twins(
     twins = Twins(
         names=[output for _, output, _ in shared],
         captions=[record.caption for _, _, record in shared],
+        keys=[],
         rows=[],
         seed=seed,
         originals=[record.path for _, _, record in shared],
@@ -141,7 +146,7 @@ def open_twins(
         warnings=_left_out(len(ours), len(shared), {name: len(folder) for name, folder in theirs.items()}),
         skipped=[path for folder in (ours, *theirs.values()) for path in folder.skipped],
     )
-    largest = _largest_changes(twins)
+    largest = _compare(twins)
     twins.rows += [Row(name, levels) for name, levels in largest.items()]
     if baseline:
         twins.rows += _baselines(largest)
@@ -156,7 +161,8 @@ def _left_out(originals: int, shared: int, attacked: Mapping[str, int]) -> list[
     return [f"only the {shared} images that all folders have are compared: {originals} are original, {folders}"]
 
 
-def _largest_changes(twins: Twins) -> dict[str, list[int]]:
+def _compare(twins: Twins) -> dict[str, list[int]]:
+    """The largest change of each image by each attack; `twins` gets its keys, as every image is in memory once."""
     found: dict[str, list[int]] = {name: [] for name in twins.attacked}
     with progress("comparing originals and attacked images", len(twins)) as advance:
         for index in range(len(twins)):
@@ -168,6 +174,7 @@ def _largest_changes(twins: Twins) -> dict[str, list[int]]:
             original = twins.original(index)
             for name, image in images.items():
                 found[name].append(int(np.abs(image.astype(int) - original).max()))
+            twins.keys.append(content_key(twins.captions[index], original, *images.values()))
             advance()
     return found
 
