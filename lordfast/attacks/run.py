@@ -65,9 +65,8 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
         attack_subject(
             model, jobs, loss, phases, settings, surrogate, run.path, batch_size=size, resume=resume, log=run.log
         )
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
     rows = run.rows()
-    return run.finish(
+    summary = run.finish(
         {
             "attack": name,
             "images": len(jobs),
@@ -82,6 +81,9 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
             "seconds": round(time.perf_counter() - started, 2),
         }
     )
+    # Not before: what ends between the two goes on from the last moment instead of from nothing.
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return summary
 
 
 def _check(attack: Attack, config: AttackConfig) -> None:
