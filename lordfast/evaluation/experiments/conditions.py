@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lordfast.attacks.run import run_attack
 from lordfast.evaluation.config import EvaluateConfig
 from lordfast.evaluation.evaluate import run_evaluate
+from lordfast.evaluation.experiments.changes import CHANGE, PICTURES, Changes
 from lordfast.evaluation.experiments.choices import attack_class, build, parse_options, purifier_class
 from lordfast.evaluation.experiments.grid import Cell, CellRun, Result
 from lordfast.evaluation.experiments.subjects import Replicate, draw_pictures, split_pictures
@@ -218,16 +219,23 @@ class _Cells:
 
 def measure_names(features: Sequence[str]) -> list[tuple[str, str]]:
     """(features, distance) of every measure."""
-    return [(spec, distance) for spec in features for distance in ("frechet", "kernel")]
+    return [*((spec, distance) for spec in features for distance in ("frechet", "kernel")), (PICTURES, CHANGE)]
 
 
 def collect(
-    conditions: Sequence[Condition], repetitions: Sequence[Replicate], done: dict[str, Result]
+    conditions: Sequence[Condition], repetitions: Sequence[Replicate], done: dict[str, Result], changes: Changes
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Condition -> replicate -> features -> distance -> value, for the cells that are there."""
+
+    def measured(replicate: str, condition: str) -> dict[str, dict[str, float]]:
+        found = dict(done[f"{replicate}/{condition}"]["distances"])
+        if f"{replicate}/clean" in done:
+            found[PICTURES] = {CHANGE: changes.of(replicate, condition)}
+        return found
+
     return {
         condition.name: {
-            one.name: done[f"{one.name}/{condition.name}"]["distances"]
+            one.name: measured(one.name, condition.name)
             for one in repetitions
             if f"{one.name}/{condition.name}" in done
         }

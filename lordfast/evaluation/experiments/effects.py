@@ -80,7 +80,8 @@ def table_rows(
     """
 
     def values(name: str, spec: str, distance: str) -> Values:
-        return {replicate: cell[spec][distance] for replicate, cell in found.get(name, {}).items()}
+        cells = found.get(name, {}).items()
+        return {replicate: cell[spec][distance] for replicate, cell in cells if spec in cell}
 
     rows = []
     for condition in conditions:

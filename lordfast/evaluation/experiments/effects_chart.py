@@ -38,7 +38,8 @@ def chart(results: dict[str, Any]) -> Figure:
             panel.plot(found["value"], place, "o", color=_colour(row), markersize=4.5)
             if _is_purified_by_others(row, rows):
                 panel.axvline(found["value"], color=_ATTACKED, linewidth=0.9, linestyle=_DASHES, label=row["title"])
-        panel.set_title(f"{DISTANCES[measure['distance']]}\n{short(measure['features'])}", fontsize=9)
+        name = textwrap.fill(DISTANCES[measure["distance"]], 26)
+        panel.set_title(f"{name}\n{short(measure['features'])}", fontsize=9)
         panel.set_xlabel("worse than clean by", fontsize=8)
         panel.grid(axis="x", linewidth=0.4, alpha=0.6)
         panel.spines[["top", "right"]].set_visible(False)

@@ -6,9 +6,14 @@ import csv
 import io
 from typing import Any
 
+from lordfast.evaluation.experiments.changes import CHANGE, PICTURES
 from lordfast.evaluation.table import Section, number, section_to_markdown
 
-DISTANCES = {"frechet": "Frechet distance", "kernel": "kernel distance (KID)"}
+DISTANCES = {
+    "frechet": "Frechet distance",
+    "kernel": "kernel distance (KID)",
+    CHANGE: "change of what is drawn, RMS in grey levels",
+}
 _ESTIMATES = ("mean", "against_clean", "against_unpurified", "recovered")
 _PARTS = ("value", "low", "high", "n")
 
@@ -21,7 +26,8 @@ def short(features: str) -> str:
 
 def title_of(measure: dict[str, Any]) -> str:
     """What was measured, and in which features."""
-    return f"{DISTANCES[measure['distance']]} in {measure['features']} features"
+    name = DISTANCES[measure["distance"]]
+    return name if measure["features"] == PICTURES else f"{name} in {measure['features']} features"
 
 
 def _cell(estimate: dict[str, Any] | None, n: int, signed: bool = False) -> str:
@@ -111,6 +117,9 @@ def _reading(results: dict[str, Any]) -> str:
         "for the recovered share, a bootstrap over replicates. **An interval of a difference that includes 0 shows no "
         f"effect.**{few}{shared if several else ''}\n\n"
         "* distance: of generated pictures to fresh clean pictures of the same identity; mean over replicates.\n"
+        "* change of what is drawn: of the pictures of this LoRA from those that the clean one draws from the same "
+        "noise, which is 0 for clean itself. It says how much the training pictures changed the LoRA, not whether for "
+        "the worse.\n"
         "* worse than clean by: this condition - clean, within a replicate.\n"
         "* purified - unpurified: with the purifier - without it, on the same pictures, within a replicate; below 0 it "
         f"helps.{chance if count else ''}\n"

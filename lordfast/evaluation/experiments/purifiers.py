@@ -11,6 +11,7 @@ import numpy as np
 
 from lordfast.attacks.budget import parse_budget
 from lordfast.diffusion import LatentDiffusion, load_model
+from lordfast.evaluation.experiments.changes import Changes
 from lordfast.evaluation.experiments.choices import attack_class, parse_options, purifier_class
 from lordfast.evaluation.experiments.conditions import RESERVED, Condition, collect, list_cells, list_conditions
 from lordfast.evaluation.experiments.effects import table_rows
@@ -166,8 +167,10 @@ def run_purifiers(config: PurifiersConfig) -> dict[str, Any]:
     cells = list_cells(config, repetitions, subjects, side)
     run, grid = open_grid(config, COMMAND, cells)
 
+    changes = Changes(grid.folder)
+
     def write(status: Status) -> dict[str, Any]:
-        results = summarise(config, conditions, repetitions, status)
+        results = summarise(config, conditions, repetitions, status, changes)
         write_json(run.path / "results.json", results)
         write_atomic(run.path / "table.md", to_markdown(results).encode())
         write_atomic(run.path / "table.csv", to_csv(results).encode())
@@ -202,11 +205,15 @@ def _check_features(config: PurifiersConfig, model: LatentDiffusion, side: int) 
 
 
 def summarise(
-    config: PurifiersConfig, conditions: list[Condition], repetitions: list[Replicate], status: Status
+    config: PurifiersConfig,
+    conditions: list[Condition],
+    repetitions: list[Replicate],
+    status: Status,
+    changes: Changes,
 ) -> dict[str, Any]:
     """What results.json holds of a grid that may be half finished."""
     count = {name: len(getattr(status, name)) for name in ("done", "failed", "blocked", "left")}
-    found = collect(conditions, repetitions, status.done)
+    found = collect(conditions, repetitions, status.done, changes)
     phases = (phase for result in status.done.values() for phase in result["seconds"].items())
     return {
         "experiment": "purifiers",

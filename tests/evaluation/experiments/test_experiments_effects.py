@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lordfast.data import save_png
+from lordfast.evaluation.experiments.changes import Changes
 from lordfast.evaluation.experiments.conditions import Condition
 from lordfast.evaluation.experiments.effects import mean_of, paired_difference, recovered_share, table_rows
 from lordfast.evaluation.experiments.effects_chart import chart, write_chart
@@ -83,7 +86,10 @@ def test_a_share_of_what_may_be_nothing_has_no_bounds() -> None:
 def results(*, left: int = 0, drop: str | None = None, failed: bool = False) -> dict[str, Any]:
     def cells(values: dict[str, float], name: str) -> dict[str, Any]:
         return {
-            replicate: {"vae": {"frechet": value, "kernel": value / 10}}
+            replicate: {
+                "vae": {"frechet": value, "kernel": value / 10},
+                "pictures": {"change": value - CLEAN[replicate]},
+            }
             for replicate, value in values.items()
             if (name, replicate) != (drop, "r2")
         }
@@ -119,10 +125,42 @@ def test_each_row_has_the_estimates_that_make_sense_for_it() -> None:
     assert given(attacked) == {"mean", "against_clean"}
     assert given(purified) == {"mean", "against_clean", "against_unpurified", "recovered"}
     assert given(harmless) == {"mean", "against_clean", "against_unpurified"}
-    frechet, kernel = purified["measures"]
+    frechet, kernel, change = purified["measures"]
     assert (frechet["distance"], kernel["distance"]) == ("frechet", "kernel")
+    assert (change["features"], change["distance"], change["mean"]["value"]) == ("pictures", "change", 4)
     assert (frechet["mean"]["value"], kernel["mean"]["value"]) == (16, pytest.approx(1.6))
     assert frechet["against_clean"]["value"] == 4 and frechet["against_unpurified"]["value"] == -3
+
+
+def test_a_measure_that_some_cells_lack_rests_on_the_others() -> None:
+    found = {
+        "clean": {"r0": {"vae": {"frechet": 1.0, "kernel": 1.0}}},
+        "attacked-8-255": {
+            "r0": {"vae": {"frechet": 3.0, "kernel": 2.0}, "pictures": {"change": 5.0}},
+            "r1": {"vae": {"frechet": 5.0, "kernel": 2.0}},
+        },
+    }
+    clean, attacked = table_rows(CONDITIONS[:2], found, ["vae"])
+    assert clean["measures"][2]["mean"] is None
+    assert attacked["measures"][2]["mean"]["value"] == 5 and attacked["measures"][2]["mean"]["n"] == 1
+    assert attacked["measures"][0]["mean"]["value"] == 4
+
+
+def test_the_change_of_what_is_drawn(tmp_path: Path) -> None:
+    cells = {"clean": [10, 20], "other": [13, 24]}
+    for name, levels in cells.items():
+        for number, level in enumerate(levels):
+            save_png(np.full((8, 8, 3), level, np.uint8), tmp_path / f"r0/{name}/generated/{number}.png")
+    changes = Changes(tmp_path)
+    assert changes.of("r0", "other") == pytest.approx(((9 + 16) / 2) ** 0.5)
+    assert changes.of("r0", "clean") == 0
+    # Finished cells don't change, so neither is read twice.
+    shutil.rmtree(tmp_path / "r0/other")
+    assert changes.of("r0", "other") == pytest.approx(12.5**0.5)
+    (tmp_path / "r0/clean/generated/1.png").rename(tmp_path / "r0/clean/generated/2.png")
+    save_png(np.full((8, 8, 3), 0, np.uint8), tmp_path / "r0/more/generated/0.png")
+    with pytest.raises(ValueError, match="expected the same names"):
+        changes.of("r0", "more")
 
 
 def lines_of(markdown: str, title: str) -> list[list[str]]:
@@ -133,7 +171,8 @@ def lines_of(markdown: str, title: str) -> list[list[str]]:
 def test_the_markdown_table() -> None:
     text = to_markdown(results())
     assert "Unfinished" not in text and text.startswith("3 replicates: 3 identities, 1 seed each; attack pgd, model ")
-    frechet, kernel = lines_of(text, "attacked 8/255, jpeg")
+    frechet, kernel, change = lines_of(text, "attacked 8/255, jpeg")
+    assert change[2] == "4 (-0.303 to 8.3)" and "## change of what is drawn, RMS in grey levels (lower" in text
     assert frechet == [
         "attacked 8/255, jpeg",
         "3 of 3",
@@ -144,7 +183,7 @@ def test_the_markdown_table() -> None:
     ]
     assert kernel[2] == "1.6 (0.704 to 2.5)"
     assert lines_of(text, "clean")[0] == ["clean", "3 of 3", "12 (7.03 to 17)", "-", "-", "-"]
-    assert "Of 4 comparisons of a purifier with nothing" in text
+    assert "Of 6 comparisons of a purifier with nothing" in text
     assert "An interval of a difference that includes 0 shows no effect." in text and "Student" in text
     assert "Replicates of one identity" not in text
     assert "Replicates of one identity" in to_markdown(results() | {"seeds": 2})
@@ -165,7 +204,7 @@ def test_a_half_finished_table_says_so() -> None:
 
 def test_the_csv_has_every_number() -> None:
     text = to_csv(results(drop="all"))
-    assert text.count("\r\n") == text.count("\n") == 1 + 2 * len(CONDITIONS)
+    assert text.count("\r\n") == text.count("\n") == 1 + 3 * len(CONDITIONS)
     rows = list(csv.DictReader(io.StringIO(text)))
     attacked = next(row for row in rows if row["condition"] == "attacked-8-255" and row["distance"] == "frechet")
     assert (attacked["mean"], attacked["mean_n"], attacked["against_clean"]) == ("19.0", "3", "7.0")
@@ -176,7 +215,7 @@ def test_the_csv_has_every_number() -> None:
 
 def test_the_chart_shows_each_mean_and_interval(tmp_path: Path) -> None:
     figure = chart(results())
-    frechet, kernel = figure.axes
+    frechet, kernel, _ = figure.axes
     dots = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in frechet.lines if line.get_marker() == "o"}
     assert dots == {1: 7, 2: 4, 3: 0}
     spans = [tuple(line.get_xdata()) for line in kernel.lines if line.get_marker() == "None" and line.get_alpha()]

@@ -137,7 +137,14 @@ def test_attack_purify_train_and_measure(
     # The table holds what was measured.
     measured = json.loads((cells / "clean" / "metrics" / "lordfast_test_means-Means" / "summary.json").read_text())
     rows = {(row["condition"], row["distance"]): row for row in csv.DictReader((out / "table.csv").open(newline=""))}
-    assert len(rows) == 6
+    assert len(rows) == 9
+    drawn = [
+        np.stack([load_image(record.path).astype(float) for record in list_images(cells / name / "generated")])
+        for name in ("clean", "attacked-16-255+shift")
+    ]
+    expected = np.sqrt(np.square(drawn[0] - drawn[1]).mean())
+    assert float(rows["attacked-16-255+shift", "change"]["mean"]) == pytest.approx(expected) and expected > 0
+    assert float(rows["clean", "change"]["mean"]) == 0
     for distance in ("frechet", "kernel"):
         assert float(rows["clean", distance]["mean"]) == measured["distribution"][f"{distance}_distance"]
     assert (out / "chart.png").stat().st_size > 5000 and (out / "summary.json").exists()
