@@ -59,7 +59,7 @@ def test_a_resumed_run_ends_bit_equal(
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after 1 of 2 batches"):
         patch.setattr(
-            "lordfast.attacks.folder.save_png",
+            "lordfast.training.results.save_png",
             lambda i, p: press_in_attack(i, p) if p.name == "000000.png" else save_png(i, p),
         )
         run_stage1(config)
