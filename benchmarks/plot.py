@@ -35,7 +35,7 @@ class Config:
     """Ratios to the bare layer as PNG files beside the results, and as a table in a Markdown file."""
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Results files; by default all of benchmarks/results/*/*.csv."""
+    """Results files; by default all of benchmarks/results/*/*.csv but those of attacks."""
     out: Path | None = None
     """Folder of the plots; by default that of the first results file."""
     readme: Path | None = None
@@ -44,7 +44,9 @@ class Config:
 
 def main(config: Config) -> int:
     """Read, plot, and write the table."""
-    paths = config.results or tuple(sorted((Path(__file__).parent / "results").glob("*/*.csv")))
+    found = sorted((Path(__file__).parent / "results").glob("*/*.csv"))
+    # Those of bench_attack.py have columns of their own.
+    paths = config.results or tuple(path for path in found if path.stem != "attack")
     if not paths:
         raise ValueError("results: there are none; run a benchmark first or name the files")
     rows = [row for path in paths for row in read_rows(path) if row["median_us"]]
