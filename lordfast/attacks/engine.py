@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -167,26 +168,18 @@ def _random_start(x: Tensor, eps: float, norm: str, std: float, generators: Sequ
     return (x + offset.to(x)).clamp(-1, 1)
 
 
-def _finite_gradient(
-    model: LatentDiffusion,
-    x: Tensor,
-    original: Tensor,
-    text: Text,
-    loss: AttackLoss,
-    draw: _Draw,
-    low_memory: bool,
-) -> Tensor:
-    """`_gradient` up to a positive factor, which neither its sign nor its direction sees.
+def _finite(gradient: Callable[[float], Tensor], dtype: torch.dtype) -> Tensor:
+    """`gradient` of a scale at which it is finite; neither its sign nor its direction sees the scale.
 
     Raises:
-        ValueError: it is NaN or infinite.
+        ValueError: there is none: it is NaN or infinite.
     """
     # fp16 gradients of a mean over thousands of latents underflow, those of a large sum overflow.
-    for scale in (1024.0, 32.0, 1.0, 2.0**-5, 2.0**-10) if model.dtype == torch.float16 else (1.0,):
-        gradient = _gradient(model, x, original, text, loss, draw, low_memory, scale)
-        if bool(torch.isfinite(gradient).all()):
-            return gradient
-    raise ValueError(f"gradient: became NaN or infinite in {model.dtype}; dtype bf16 or fp32 usually helps")
+    for scale in (1024.0, 32.0, 1.0, 2.0**-5, 2.0**-10) if dtype == torch.float16 else (1.0,):
+        found = gradient(scale)
+        if bool(torch.isfinite(found).all()):
+            return found
+    raise ValueError(f"gradient: became NaN or infinite in {dtype}; dtype bf16 or fp32 usually helps")
 
 
 def generators_of(images: Sequence[np.ndarray], seed: int, *phase: int) -> list[torch.Generator]:
@@ -221,11 +214,10 @@ def descend(
         ValueError: a gradient is NaN or infinite.
     """
     budget = settings.budget
-    with torch.no_grad():
-        shape = model.encode(original[:1]).shape[1:]
+    shape = model.latent_shape(*original.shape[-2:])
     for step in range(settings.steps):
         draw = _draw(generators, shape, model, settings)
-        gradient = _finite_gradient(model, x, original, text, loss, draw, settings.low_memory)
+        gradient = _finite(partial(_gradient, model, x, original, text, loss, draw, settings.low_memory), model.dtype)
         # [0, 1] pixels become [-1, 1] tensors: lengths double.
         length = 2 * settings.step_size(step)
         x = pgd_step(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 
 from lordfast.attacks.budget import Budget
@@ -23,7 +22,7 @@ from lordfast.diffusion.cache import cached_text
 from lordfast.diffusion.model import Text
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
-from lordfast.training.results import save_result
+from lordfast.training.results import images_changed, memory_advice, save_result
 
 T = TypeVar("T")
 Log = Callable[[dict[str, Any]], None]
@@ -80,10 +79,7 @@ def check_kept(folder: Path, batch: Sequence[Job], budget: Budget) -> None:
     for job in batch:
         colours, alpha = load_layers(folder / job.output)
         if not job.open().holds(colours, alpha, budget):
-            raise ValueError(
-                f"resume: {folder / job.output} is no perturbation of {job.record.path}: the images changed since the "
-                "run began; expected the same images, or --overwrite"
-            )
+            raise images_changed(f"{folder / job.output} is no perturbation of {job.record.path}")
 
 
 def attack_images(
@@ -128,7 +124,7 @@ def attack_images(
                 levels: list[np.ndarray] = []
                 for chunk in chunks(len(views), batch_size):
                     size = len(views[chunk])
-                    with memory_advice(size, views[0].shape, model):
+                    with advised(model, views[chunk]):
                         found = perturb(
                             model,
                             views[chunk],
@@ -154,16 +150,10 @@ def rows(text: Text, chosen: slice) -> Text:
     return {name: value[chosen] for name, value in text.items()}
 
 
-@contextmanager
-def memory_advice(images: int, shape: tuple[int, ...], model: LatentDiffusion) -> Iterator[None]:
-    """Running out of the device's memory becomes a ValueError that says what helps."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"batch_size: {images} images of {shape[1]} x {shape[0]} don't fit into the memory of {model.device}; try "
-            "a smaller one, low_memory, or dtype bf16"
-        ) from error
+def advised(model: LatentDiffusion, views: Sequence[np.ndarray]) -> AbstractContextManager[None]:
+    """`memory_advice` for a forward of `views`."""
+    height, width = views[0].shape[:2]
+    return memory_advice(f"{len(views)} images of {width} x {height}", model.device, "low_memory, or dtype bf16")
 
 
 @dataclass(frozen=True)

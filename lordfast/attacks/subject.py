@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from lordfast.attacks.alternate import Moment, check_schedule, run_schedule
+from lordfast.attacks.alternate import Moment, run_schedule
 from lordfast.attacks.engine import PgdSettings, descend, generators_of, random_start, to_levels
-from lordfast.attacks.folder import Job, Log, Results, batches_of, chunks, memory_advice
+from lordfast.attacks.folder import Job, Log, Results, advised, batches_of, chunks
 from lordfast.attacks.protocol import AttackLoss, Perturb, Phase
 from lordfast.attacks.surrogate import Surrogate
 from lordfast.diffusion import LatentDiffusion, content_key
@@ -20,6 +20,7 @@ from lordfast.pixels import to_tensor
 from lordfast.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
+from lordfast.training.results import images_changed
 
 SHARE = 10
 """Saving takes at most one part in this many of the time."""
@@ -53,7 +54,6 @@ def attack_subject(
         Interrupted: SIGINT or SIGTERM; the moment is saved, of a phase of training the one before it.
         ValueError: a schedule that makes no sense; a batch that does not fit into memory; resumed with other images.
     """
-    check_schedule(phases)
     groups = [(batch, [job.open() for job in batch]) for batch in batches_of(jobs, batch_size)]
     views: list[list[np.ndarray]] = []
     captions: list[list[str]] = []
@@ -76,7 +76,7 @@ def attack_subject(
     def perturb(batch: int, x: Tensor, steps: int, phase: int) -> Tensor:
         size = len(x)
         text = {name: value.to(model.device) for name, value in surrogate.text(captions[batch]).items()}
-        with surrogate.precision(), memory_advice(size, views[batch][0].shape, model):
+        with surrogate.precision(), advised(model, views[batch]):
             x = descend(
                 model,
                 x.to(model.device, copy=True),
@@ -158,10 +158,7 @@ class _Keeper:
             return None
         _, tensors, state = load_checkpoint(found)
         if state["images"] != self._images:
-            raise ValueError(
-                f"resume: {found} was saved for other images: they changed since the run began; expected the same "
-                "images, or --overwrite"
-            )
+            raise images_changed(f"{found} was saved for other images")
         parts: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")

@@ -19,11 +19,10 @@ from lordfast.diffusion.model import Text
 from lordfast.training.config import RunConfig
 from lordfast.training.examples import LatentBatches, TextStore
 from lordfast.training.loop import TrainingConfig, check_training, train
-from lordfast.training.lora import LoraObjective, add_lora
+from lordfast.training.lora import TARGETS, LoraObjective, add_lora
 from lordfast.training.processes import make_accelerator
 from lordfast.training.seeds import derive_seed
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 LOSS_SCALE = 1024.0
 """Of fp16 training: phases are too short to come down to a scale that does not overflow."""
 

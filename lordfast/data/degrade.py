@@ -27,6 +27,17 @@ def crop_to_multiple(image: Uint8Image, factor: int) -> Uint8Image:
     return image[top : top + height, left : left + width].copy()
 
 
+def jpeg_roundtrip(image: Uint8Image, quality: int, subsampling: int = 2) -> Uint8Image:
+    """What Pillow reads back from `image` (H, W, 3) saved as JPEG.
+
+    Args:
+        subsampling: Pillow's: 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    return np.array(Image.open(buffer).convert("RGB"))
+
+
 def degrade(
     image: Uint8Image,
     factor: int,
@@ -62,9 +73,7 @@ def degrade(
     if noise and rng is not None:
         small = np.rint(small + rng.normal(0, noise, small.shape)).clip(0, 255).astype(np.uint8)
     if jpeg is not None:
-        buffer = io.BytesIO()
-        Image.fromarray(small).save(buffer, "JPEG", quality=jpeg)
-        small = np.array(Image.open(buffer))
+        small = jpeg_roundtrip(small, jpeg)
     return small
 
 

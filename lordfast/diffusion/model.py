@@ -85,6 +85,10 @@ class LatentDiffusion:
         """Pixels per latent, along one side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    def latent_shape(self, height: int, width: int) -> torch.Size:
+        """(C, h, w) of the latents of an image of this many pixels, both multiples of `side_multiple`."""
+        return torch.Size((self.vae.config.latent_channels, height // self.vae_factor, width // self.vae_factor))
+
     @property
     def resolution(self) -> int:
         """The side, in pixels, of the square images that the model was made for."""

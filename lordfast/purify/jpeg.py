@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import numpy as np
-from PIL import Image
-
+from lordfast.data.degrade import jpeg_roundtrip
 from lordfast.pixels import Uint8Image, check_image
 from lordfast.purify.config import BatchPurifier, PurifyConfig, check_range, each
 
@@ -39,9 +36,7 @@ def jpeg(image: Uint8Image, quality: int = 75, subsampling: str = "4:2:0") -> Ui
     check_range("quality", quality, 1, 100)
     if subsampling not in _SUBSAMPLING:
         raise ValueError(f"subsampling: expected one of {', '.join(_SUBSAMPLING)}, got {subsampling!r}")
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=_SUBSAMPLING[subsampling])
-    return np.array(Image.open(buffer).convert("RGB"))
+    return jpeg_roundtrip(image, quality, _SUBSAMPLING[subsampling])
 
 
 def build(config: JpegConfig) -> BatchPurifier:

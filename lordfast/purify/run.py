@@ -25,7 +25,7 @@ from lordfast.training.config import check_choices
 from lordfast.training.examples import check_readable, list_folder
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
-from lordfast.training.results import save_result
+from lordfast.training.results import images_changed, memory_advice, save_result
 from lordfast.training.run import RunFolder
 
 
@@ -136,14 +136,10 @@ def _purify(run: RunFolder, purifier: BatchPurifier, batches: Sequence[list[_Job
                 advance(len(batch) * purifier.ticks)
                 continue
             seen = [on_white(*layers) for layers in read]
-            try:
+            height, width = batch[0].size
+            images = f"{len(batch)} images of {width} x {height} pixels"
+            with memory_advice(images, "the device", "a --tile or --resolution, or dtype bf16"):
                 purified = purifier.apply(seen, partial(advance, len(batch)))
-            except torch.OutOfMemoryError as error:
-                height, width = batch[0].size
-                raise ValueError(
-                    f"batch_size: {len(batch)} images of {width} x {height} pixels don't fit into the device's memory; "
-                    "try a smaller one, a --tile or --resolution, or dtype bf16"
-                ) from error
             results = [_changed(*each) for each in zip(read, seen, purified, strict=True)]
             for job, key, image, result in zip(batch, inputs, seen, results, strict=True):
                 row = {"step": job.step, "image": job.record.name, "output": job.output, "input": key}
@@ -156,10 +152,7 @@ def _purify(run: RunFolder, purifier: BatchPurifier, batches: Sequence[list[_Job
 
 def _check_kept(job: _Job, now: str, then: str) -> None:
     if now != then:
-        raise ValueError(
-            f"resume: {job.output} was made of another {job.record.path}: the images changed since the run began; "
-            "expected the same images, or --overwrite"
-        )
+        raise images_changed(f"{job.output} was made of another {job.record.path}")
 
 
 def _changed(layers: Layers, seen: Uint8Image, purified: Uint8Image) -> Layers:

@@ -14,6 +14,8 @@ from lordfast.diffusion import LatentDiffusion
 from lordfast.training.loop import Objective
 from lordfast.training.seeds import derive_seed
 
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+"""The linear layers of the UNet that get a LoRA unless told otherwise: attention, as in diffusers' DreamBooth."""
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 LORA_NAME = "lora"
 

@@ -22,6 +22,7 @@ from lordfast.training.config import RunConfig, check_choices
 from lordfast.training.examples import check_readable, list_folder
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
+from lordfast.training.results import images_changed
 from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
 
@@ -177,10 +178,7 @@ def _check_kept(run: RunFolder, jobs: Sequence[_Job]) -> None:
     for row in run.rows():
         job = expected.get(row["step"])
         if job is None or (job.record.name, job.key) != (row["source"], row["input"]):
-            raise ValueError(
-                f"resume: {row['file_name']} was made of another {row['source']}: the images changed since the run "
-                "began; expected the same images, or --overwrite"
-            )
+            raise images_changed(f"{row['file_name']} was made of another {row['source']}")
 
 
 def _preview(run: Path, rows: list[dict[str, Any]], kind: Kind) -> Image.Image:

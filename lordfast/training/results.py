@@ -1,9 +1,12 @@
-"""Images that a run makes of images: written so that what exists is complete."""
+"""Images that a run makes of images: written so that what exists is complete, and what goes wrong with all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from lordfast.data import ImageRecord, save_png
@@ -17,3 +20,26 @@ def save_result(record: ImageRecord, image: Uint8Image | Image.Image, path: Path
     if record.caption:
         write_atomic(path.with_suffix(".txt"), record.caption.encode())
     save_png(image, path)
+
+
+def images_changed(what: str) -> ValueError:
+    """The error for a run that is resumed over other images than it began with; `what` names the result in question."""
+    return ValueError(
+        f"resume: {what}: the images changed since the run began; expected the same images, or --overwrite"
+    )
+
+
+@contextmanager
+def memory_advice(images: str, device: object, advice: str) -> Iterator[None]:
+    """Running out of memory becomes a ValueError that names the batch size and says what helps.
+
+    Args:
+        images: how many of which size: ``8 images of 512 x 512``.
+        advice: what to try besides a smaller batch.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"batch_size: {images} don't fit into the memory of {device}; try a smaller one, {advice}"
+        ) from error

@@ -24,7 +24,7 @@ from lordfast.training.examples import (
 )
 from lordfast.training.generate import draw_missing
 from lordfast.training.loop import Batches, TrainingConfig, check_training, train
-from lordfast.training.lora import LORA_NAME, LoraObjective, add_lora, check_targets
+from lordfast.training.lora import LORA_NAME, TARGETS, LoraObjective, add_lora, check_targets
 from lordfast.training.processes import make_accelerator, on_main, open_run
 from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
@@ -46,7 +46,7 @@ class Stage2Config(ImageOptions, TrainingConfig):
     """Rank r'' of the LoRA."""
     lora_alpha: float | None = None
     """alpha''; equal to the rank when left out."""
-    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    target_modules: tuple[str, ...] = TARGETS
     """Linear layers of the UNet that get a LoRA."""
     latent_sample: bool = False
     """Sample the VAE's posterior at each step instead of taking its mean."""

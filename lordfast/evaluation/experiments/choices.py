@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from lordfast.attacks.registry import find_attack
+from lordfast.purify.registry import PURIFIERS
 
 
 def attack_class(name: str) -> type[Any]:
@@ -28,8 +29,6 @@ def purifier_class(name: str) -> type[Any]:
     Raises:
         ValueError: an unknown one.
     """
-    from lordfast.purify.registry import PURIFIERS
-
     if name not in PURIFIERS:
         raise ValueError(f"purifiers: expected names of {', '.join(PURIFIERS)}, got {name!r}")
     return PURIFIERS[name].config

@@ -17,6 +17,7 @@ from lordfast.evaluation.experiments.changes import CHANGE, PICTURES, Changes
 from lordfast.evaluation.experiments.choices import attack_class, build, parse_options, purifier_class
 from lordfast.evaluation.experiments.grid import Cell, CellRun, Result
 from lordfast.evaluation.experiments.subjects import Replicate, draw_pictures, split_pictures
+from lordfast.purify.run import run_purify
 from lordfast.training.generate import GenerateConfig, run_generate
 from lordfast.training.stage2 import Stage2Config, run_stage2
 
@@ -157,8 +158,6 @@ class _Cells:
         return work
 
     def _purify(self, run: CellRun, name: str, images: Path) -> Result:
-        from lordfast.purify.run import run_purify
-
         cls = purifier_class(name)
         options = parse_options(self.config.options_of(name), cls, "purifier_options", RESERVED)
         needed = {"images": images, **self._run(run.folder / "purified", "purify")}

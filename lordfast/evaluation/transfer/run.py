@@ -23,6 +23,7 @@ from lordfast.evaluation.transfer.variation import draw_outputs, outputs_folder,
 from lordfast.files import write_atomic
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
+from lordfast.training.results import images_changed
 from lordfast.training.run import RunFolder, write_json
 
 Cells = dict[tuple[str, str], dict[str, Any]]
@@ -79,10 +80,7 @@ def _check_inputs(run: RunFolder, plan: Plan) -> None:
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise ValueError(
-            f"resume: {changed[0]}{more} in {run.path}: the images changed since the run began; expected the same "
-            "images, or --overwrite"
-        )
+        raise images_changed(f"{changed[0]}{more} in {run.path}")
 
 
 def _fill(run: RunFolder, plan: Plan, config: TransferConfig) -> Cells:

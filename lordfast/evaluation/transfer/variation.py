@@ -15,6 +15,7 @@ from lordfast.diffusion.editing import noise_and_denoise
 from lordfast.evaluation.transfer.config import ORIGINAL, Column
 from lordfast.evaluation.transfer.twins import Row, Twins
 from lordfast.pixels import Uint8Image, to_tensor, to_uint8
+from lordfast.training.results import memory_advice
 from lordfast.training.seeds import derived_generator
 
 
@@ -69,7 +70,7 @@ def vary(
     def embed(texts: Sequence[str]) -> dict[str, torch.Tensor]:
         return {name: value.to(model.device) for name, value in cached_text(model, texts, cache).items()}
 
-    try:
+    with memory_advice(f"{len(images)} images of side {len(images[0])}", model.device, "or dtype bf16"):
         latents = model.encode(to_tensor(list(images)).to(model.device))
         shape = latents.shape[1:]
         noise = torch.stack(
@@ -86,11 +87,6 @@ def vary(
             unconditional=embed([""]) if settings.guidance != 1 else None,
         )
         return list(to_uint8(model.decode(edited)))
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"batch_size: {len(images)} images of side {len(images[0])} don't fit into the memory of {model.device}; "
-            "try a smaller one, or dtype bf16"
-        ) from error
 
 
 def draw_outputs(

@@ -63,11 +63,9 @@ class Purifying:
 @pytest.fixture
 def purifying(monkeypatch: pytest.MonkeyPatch) -> Purifying:
     stub = Purifying()
-    registry, run = types.ModuleType("registry"), types.ModuleType("run")
-    registry.PURIFIERS = {"shift": types.SimpleNamespace(config=ShiftConfig, summary="shift")}  # type: ignore[attr-defined]
-    run.run_purify = stub.run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lordfast.purify.registry", registry)
-    monkeypatch.setitem(sys.modules, "lordfast.purify.run", run)
+    known = {"shift": types.SimpleNamespace(config=ShiftConfig, summary="shift")}
+    monkeypatch.setattr("lordfast.evaluation.experiments.choices.PURIFIERS", known)
+    monkeypatch.setattr("lordfast.evaluation.experiments.conditions.run_purify", stub.run)
     return stub
 
 
