@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import math
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +18,8 @@ from lordfast.training.config import RunConfig, check_choices
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
 from lordfast.training.run import RunFolder
-from lordfast.training.seeds import derive_seed, derived_generator
+from lordfast.training.seeds import derive_seed
+from lordfast.training.step import STOP, Row, Worker, batches_of, effective_batch
 
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
 
@@ -112,11 +111,7 @@ def total_steps(config: TrainingConfig, examples: int, processes: int) -> int:
     """Optimiser steps of the whole run."""
     if config.epochs is None:
         return config.steps
-    return -(-examples * config.epochs // _effective_batch(config, processes))
-
-
-def _effective_batch(config: TrainingConfig, processes: int) -> int:
-    return config.batch_size * config.accumulate * processes
+    return -(-examples * config.epochs // effective_batch(config, processes))
 
 
 def train(
@@ -137,6 +132,9 @@ def train(
     generator seeded by (seed, k, slot): the result depends neither on interruptions nor on how the effective batch
     is split over processes and accumulation.
 
+    The host never waits for the device within a step: batches are made ahead in a thread, and the metrics of a step
+    are read when the next one has been handed in, or a checkpoint is due.
+
     Args:
         run: where checkpoints and metrics go; None trains in memory (attack surrogates).
         on_step: called on every process with (k, whether it is the last) after step k, counted from 1, and after its
@@ -149,7 +147,8 @@ def train(
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; a checkpoint of the last finished step lies in `run`.
-        ValueError: the loss or the gradient became NaN or infinite; the message names the step.
+        ValueError: the loss or the gradient became NaN or infinite; the message names the step, whose update, like
+            any later one, the weights have not taken.
     """
     from diffusers.optimization import get_scheduler
 
@@ -160,6 +159,8 @@ def train(
         lr=config.lr,
         betas=(0.9, config.adam_beta2),
         weight_decay=config.weight_decay,
+        # It leaves out an update by a flag on the device, which nobody has to read first.
+        fused=True,
     )
     schedule = get_scheduler(
         config.lr_schedule, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps
@@ -168,7 +169,7 @@ def train(
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
 
     # Which examples a step draws follows from these two.
-    drawn_from = {"examples": len(batches), "effective_batch": _effective_batch(config, accelerator.num_processes)}
+    drawn_from = {"examples": len(batches), "effective_batch": effective_batch(config, accelerator.num_processes)}
     done = 0
     found = latest_checkpoint(run.checkpoints) if run is not None and config.resume else None
     if found is not None:
@@ -180,21 +181,38 @@ def train(
         contextlib.closing(_Board(run if config.tensorboard and accelerator.is_main_process else None, done)) as board,
         StopOnSignal() as stop,
         progress(description, steps, start=done, show=show) as advance,
+        contextlib.closing(batches_of(batches, config, accelerator, range(done, steps))) as data,
     ):
+        worker = Worker(wrapped, config, accelerator, optimizer, schedule, list(trainable.values()))
+        waiting: Row | None = None
+
+        def record(found: Row) -> bool:
+            """Keep the metrics of a step; whether a process was asked to stop in it."""
+            row = found.read()
+            stopped = row.pop(STOP) > 0
+            losses.append(row["loss"])
+            if run is not None:
+                run.log({"step": found.step, **row})
+            board.log(found.step, row)
+            advance(note=f"loss {row['loss']:.4f}")
+            return stopped
+
         for step in range(done, steps):
             # Dropout is the only thing left that draws from the global generator.
             torch.manual_seed(derive_seed(config.seed, "step", step, accelerator.process_index))
-            row = _step(wrapped, batches, config, accelerator, optimizer, schedule, step, list(trainable.values()))
-            losses.append(row["loss"])
+            latest = worker.step(step, data, stop.requested)
             if after_update is not None:
                 after_update()
-            if run is not None:
-                run.log({"step": step + 1, **row})
-            board.log(step + 1, row)
-            advance(note=f"loss {row['loss']:.4f}")
-            halt = _any(stop.requested, accelerator)
+            # With several processes, all have to read the request in the same row.
+            halt = waiting is not None and record(waiting)
+            halt = halt or (stop.requested and accelerator.num_processes == 1)
+            waiting = latest
             last = step + 1 == steps
-            if run is not None and run.write and (last or halt or (step + 1) % config.checkpoint_every == 0):
+            save = run is not None and (last or halt or (step + 1) % config.checkpoint_every == 0)
+            if save or last or halt:
+                halt = record(waiting) or halt
+                waiting = None
+            if run is not None and run.write and save:
                 state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), **drawn_from}
                 if accelerator.scaler is not None:
                     state["scaler"] = accelerator.scaler.state_dict()
@@ -213,67 +231,6 @@ def train(
         "loss": sum(tail) / len(tail) if tail else None,
         "seconds": round(time.perf_counter() - started, 2),
     }
-
-
-def _step(
-    wrapped: nn.Module,
-    batches: Batches,
-    config: TrainingConfig,
-    accelerator: Any,
-    optimizer: Any,
-    schedule: Any,
-    step: int,
-    trainable: list[nn.Parameter],
-) -> dict[str, float]:
-    world, rank = accelerator.num_processes, accelerator.process_index
-    effective = _effective_batch(config, world)
-    sums: dict[str, Tensor] = {}
-    for micro in range(config.accumulate):
-        first = (micro * world + rank) * config.batch_size
-        slots = range(first, first + config.batch_size)
-        indices = [_example(step * effective + slot, len(batches), config.seed) for slot in slots]
-        generators = [derived_generator(config.seed, "draw", step, slot) for slot in slots]
-        batch = {key: _to(value, accelerator.device) for key, value in batches(indices, generators).items()}
-        sync = micro + 1 == config.accumulate
-        with contextlib.nullcontext() if sync else accelerator.no_sync(wrapped):
-            out = wrapped(**batch)
-            accelerator.backward(out["loss"] / config.accumulate)
-        for name, value in out.items():
-            sums[name] = sums.get(name, 0) + value.detach().float() / config.accumulate
-    # An infinite threshold measures the norm and clips nothing.
-    norm = accelerator.clip_grad_norm_(trainable, config.clip_norm or math.inf)
-    row = {name: float(value) for name, value in accelerator.reduce(sums, reduction="mean").items()}
-    row |= {"lr": schedule.get_last_lr()[0], "grad_norm": float(norm)}
-    # Before the weights take it. The scaler of fp16 leaves out steps whose gradient overflowed, so there it may.
-    for name in ("loss", "grad_norm") if accelerator.scaler is None else ("loss",):
-        if not math.isfinite(row[name]):
-            raise ValueError(f"{name}: became {row[name]} at step {step + 1}; a lower lr or dtype fp32 usually helps")
-    optimizer.step()
-    schedule.step()
-    optimizer.zero_grad()
-    return row
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, size: int) -> list[int]:
-    return torch.randperm(size, generator=derived_generator(seed, "epoch", epoch)).tolist()
-
-
-def _example(n: int, size: int, seed: int) -> int:
-    epoch, position = divmod(n, size)
-    return _permutation(seed, epoch, size)[position]
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, dict):
-        return {key: _to(item, device) for key, item in value.items()}
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _any(flag: bool, accelerator: Any) -> bool:
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum") > 0)
 
 
 def _restore(

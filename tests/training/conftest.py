@@ -73,7 +73,7 @@ class Toy:
         defaults = {"steps": 6, "batch_size": 4, "lr": 1e-2, "tensorboard": False, "device": "cpu"}
         config = TrainingConfig(out=self.root / (folder or "none"), **(defaults | settings))
         objective, batches = objective or ToyObjective(), batches or ToyBatches()
-        accelerator = make_accelerator(config.dtype, torch.device("cpu"))
+        accelerator = make_accelerator(config.dtype, torch.device(config.device))
         opened = RunFolder.open(config, "toy") if folder is not None else None
         result = train(
             objective,
@@ -176,7 +176,7 @@ def predict() -> Callable[[Any], Tensor]:
 
 @pytest.fixture
 def ctrl_c_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
-    """``with ctrl_c_at(k):`` presses Ctrl-C while step k's row is logged."""
+    """``with ctrl_c_at(k):`` presses Ctrl-C while step k's row is logged, which is in step k + 1."""
 
     @contextmanager
     def press(k: int) -> Iterator[None]:

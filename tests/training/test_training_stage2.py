@@ -29,7 +29,7 @@ def _bytes(folder: Path) -> list[bytes]:
 def test_a_resumed_run_ends_bit_equal(stage2: Any, ctrl_c_at: Any, lord_folder: Path, tmp_path: Path) -> None:
     settings = {"lord": lord_folder, "steps": 4, "lr_schedule": "cosine", "train_text_encoder": True, "flip": True}
     run_stage2(stage2("straight", **settings))
-    with ctrl_c_at(2), pytest.raises(Interrupted, match="after step 2 of 4"):
+    with ctrl_c_at(1), pytest.raises(Interrupted, match="after step 2 of 4"):
         run_stage2(stage2("broken", **settings))
     assert not (tmp_path / "broken" / LORA).exists()
     summary = run_stage2(stage2("broken", **settings, resume=True))
