@@ -17,7 +17,9 @@ from lordfast.diffusion import LatentDiffusion, content_key
 from lordfast.diffusion.model import Text
 from lordfast.ops import pgd_step
 from lordfast.pixels import to_tensor
+from lordfast.training.ahead import pinned, to_device
 from lordfast.training.examples import draw_noise
+from lordfast.training.later import Later
 from lordfast.training.seeds import derived_generator
 
 
@@ -85,6 +87,22 @@ class _Draw:
     latent_noise: Tensor | None  # (B, C, h, w)
 
 
+@dataclass
+class _Fixed:
+    """What stays the same over the steps, and what it is when every draw has rows of its own."""
+
+    original: Tensor  # (B, 3, H, W)
+    text: Text
+    repeated_original: Tensor  # (draws B, 3, H, W)
+    repeated_text: Text
+
+    @classmethod
+    def of(cls, original: Tensor, text: Text, draws: int) -> _Fixed:
+        # Made once: the same tensors over all steps, so that what depends on them alone can be kept as well.
+        repeated = {name: _repeated(value, draws) for name, value in text.items()}
+        return cls(original, text, _repeated(original, draws), repeated)
+
+
 def _draw(
     generators: Sequence[torch.Generator], shape: torch.Size, model: LatentDiffusion, settings: PgdSettings
 ) -> _Draw:
@@ -96,22 +114,21 @@ def _draw(
         times.append(torch.tensor([span[time] for _, time in pairs]))
         if settings.latent_sample:
             latent.append(torch.randn(shape, generator=generator))
-    return _Draw(
-        noise=torch.stack(noises, dim=1).to(model.device),
-        timesteps=torch.stack(times, dim=1).to(model.device),
-        latent_noise=torch.stack(latent).to(model.device) if latent else None,
-    )
+    drawn = {"noise": torch.stack(noises, dim=1), "timesteps": torch.stack(times, dim=1)}
+    if latent:
+        drawn["latent_noise"] = torch.stack(latent)
+    drawn = to_device(pinned(drawn, model.device), model.device)
+    return _Draw(drawn["noise"], drawn["timesteps"], drawn.get("latent_noise"))
 
 
 def _repeated(value: Tensor, times: int) -> Tensor:
-    return value.repeat(times, *[1] * (value.dim() - 1))
+    return value if times == 1 else value.repeat(times, *[1] * (value.dim() - 1))
 
 
 def _gradient(
     model: LatentDiffusion,
     x: Tensor,
-    original: Tensor,
-    text: Text,
+    fixed: _Fixed,
     loss: AttackLoss,
     draw: _Draw,
     low_memory: bool,
@@ -126,10 +143,10 @@ def _gradient(
         inputs = Inputs(
             pixels=_repeated(x, draws),
             latents=_repeated(latents, draws),
-            original=_repeated(original, draws),
+            original=fixed.repeated_original,
             noise=draw.noise.flatten(0, 1),
             timesteps=draw.timesteps.flatten(),
-            text={name: _repeated(value, draws) for name, value in text.items()},
+            text=fixed.repeated_text,
         )
         return torch.autograd.grad(loss(model, inputs).sum() * scale, x)[0]
     with torch.no_grad():
@@ -137,7 +154,7 @@ def _gradient(
     latents.requires_grad_(True)
     at_latents, at_pixels = torch.zeros_like(latents), torch.zeros_like(x)
     for noise, timesteps in zip(draw.noise, draw.timesteps, strict=True):
-        inputs = Inputs(x, latents, original, noise, timesteps, text)
+        inputs = Inputs(x, latents, fixed.original, noise, timesteps, fixed.text)
         found = torch.autograd.grad(loss(model, inputs).sum() * scale, (latents, x), allow_unused=True)
         for total, gradient in zip((at_latents, at_pixels), found, strict=True):
             if gradient is not None:
@@ -168,18 +185,36 @@ def _random_start(x: Tensor, eps: float, norm: str, std: float, generators: Sequ
     return (x + offset.to(x)).clamp(-1, 1)
 
 
-def _finite(gradient: Callable[[float], Tensor], dtype: torch.dtype) -> Tensor:
-    """`gradient` of a scale at which it is finite; neither its sign nor its direction sees the scale.
+class _Finite:
+    """Gradients that are finite, or an error: a step late where looking at once would make the host wait."""
 
-    Raises:
-        ValueError: there is none: it is NaN or infinite.
-    """
-    # fp16 gradients of a mean over thousands of latents underflow, those of a large sum overflow.
-    for scale in (1024.0, 32.0, 1.0, 2.0**-5, 2.0**-10) if dtype == torch.float16 else (1.0,):
-        found = gradient(scale)
-        if bool(torch.isfinite(found).all()):
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._waiting: Later | None = None
+
+    def __call__(self, gradient: Callable[[float], Tensor]) -> Tensor:
+        """`gradient` of a scale; neither its sign nor its direction sees the scale."""
+        if self._dtype != torch.float16:
+            found = gradient(1.0)
+            self.check()
+            self._waiting = Later({"finite": torch.isfinite(found).all()})
             return found
-    raise ValueError(f"gradient: became NaN or infinite in {dtype}; dtype bf16 or fp32 usually helps")
+        # fp16 gradients of a mean over thousands of latents underflow, those of a large sum overflow: another scale
+        # then, which has to be known at once.
+        for scale in (1024.0, 32.0, 1.0, 2.0**-5, 2.0**-10):
+            found = gradient(scale)
+            if bool(torch.isfinite(found).all()):
+                return found
+        raise self._error()
+
+    def check(self) -> None:
+        """Raise ValueError if the gradient of the last call was not finite."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.read()["finite"]:
+            raise self._error()
+
+    def _error(self) -> ValueError:
+        return ValueError(f"gradient: became NaN or infinite in {self._dtype}; dtype bf16 or fp32 usually helps")
 
 
 def generators_of(images: Sequence[np.ndarray], seed: int, *phase: int) -> list[torch.Generator]:
@@ -215,9 +250,10 @@ def descend(
     """
     budget = settings.budget
     shape = model.latent_shape(*original.shape[-2:])
+    fixed, finite = _Fixed.of(original, text, settings.draws), _Finite(model.dtype)
     for step in range(settings.steps):
         draw = _draw(generators, shape, model, settings)
-        gradient = _finite(partial(_gradient, model, x, original, text, loss, draw, settings.low_memory), model.dtype)
+        gradient = finite(partial(_gradient, model, x, fixed, loss, draw, settings.low_memory))
         # [0, 1] pixels become [-1, 1] tensors: lengths double.
         length = 2 * settings.step_size(step)
         x = pgd_step(
@@ -232,6 +268,7 @@ def descend(
         )
         if on_step is not None:
             on_step(step + 1)
+    finite.check()
     return x
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from lordfast.attacks.budget import Budget, parse_budget
 from lordfast.attacks.engine import PgdSettings
 from lordfast.training.config import RunConfig
+from lordfast.training.speed import SpeedOptions
 
 
 @dataclass(kw_only=True)
@@ -95,7 +96,7 @@ class TargetOptions:
 
 
 @dataclass(kw_only=True)
-class AttackConfig(BudgetOptions, RunConfig):
+class AttackConfig(BudgetOptions, SpeedOptions, RunConfig):
     """Perturb a folder of images so that fine-tuning on them fails."""
 
     model: str

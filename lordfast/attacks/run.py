@@ -22,6 +22,7 @@ from lordfast.diffusion import LatentDiffusion, TensorCache, load_model
 from lordfast.training.config import check_choices
 from lordfast.training.examples import check_readable, list_folder
 from lordfast.training.run import RunFolder
+from lordfast.training.speed import speed_up
 
 
 def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
     if finished is not None:
         return finished
     model = load_model(config.model, device=config.device, dtype=config.dtype)
+    speed_up(model, config)
     side = model.check_resolution(config.resolution)
     settings.timesteps(model)
     loss = attack.loss(config, model)

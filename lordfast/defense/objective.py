@@ -80,7 +80,8 @@ class DefenseObjective(Objective):
         ldm, ldm_adv = losses[:count].mean(), losses[count:].mean()
         found = {"loss": ldm + self._lambda_adv * ldm_adv, "ldm_clean": ldm, "ldm_perturbed": ldm_adv}
         if self._lambda_det is not None:
-            labels = torch.cat([torch.zeros(count), torch.ones(count)]).to(losses)
+            # Made where they are used: a copy to the device would have to be waited for.
+            labels = (torch.arange(2 * count, device=losses.device) >= count).float()
             # detection_loss averages over both halves of the batch; Eq. 7 adds the halves' averages.
             found["detection"] = 2 * detection_loss(gates, labels)
             found["loss"] = found["loss"] + self._lambda_det * found["detection"]

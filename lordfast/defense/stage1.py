@@ -23,12 +23,13 @@ from lordfast.training.lora import check_targets
 from lordfast.training.processes import make_accelerator, on_main, open_run
 from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
+from lordfast.training.speed import SpeedOptions, speed_up
 
 LORD_NAME = "lord"
 
 
 @dataclass(kw_only=True)
-class Stage1Config(ImageOptions, TargetOptions, PgdOptions, TrainingConfig):
+class Stage1Config(ImageOptions, TargetOptions, PgdOptions, SpeedOptions, TrainingConfig):
     """Train a LoRD on clean images and on their perturbed twins, which are made first."""
 
     model: str
@@ -137,6 +138,7 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
     if finished is not None:
         return finished
     model = load_model(config.model, device=str(accelerator.device), dtype=config.dtype)
+    speed_up(model, config)
     # Everything that bad input can break comes before the run folder is claimed.
     layers = check_targets(model, config.target_modules)
     if not (config.one_branch or any(map(sees_image, layers))):

@@ -22,6 +22,7 @@ from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.lora import LORA_NAME, stacking_adapters
 from lordfast.training.progress import progress
 from lordfast.training.run import RunFolder
+from lordfast.training.speed import SpeedOptions, speed_up
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 # The first factor of each layer, in the spellings of diffusers, of older diffusers, and of kohya.
@@ -29,7 +30,7 @@ _DOWN = re.compile(r"(lora_A|lora\.down|lora_linear_layer\.down|lora_down)\.weig
 
 
 @dataclass(kw_only=True)
-class GenerateConfig(RunConfig):
+class GenerateConfig(SpeedOptions, RunConfig):
     """Draw images from a prompt, with a trained LoRD and LoRA or without."""
 
     model: str
@@ -150,6 +151,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     model = load_model(config.model, device=config.device, dtype=config.dtype)
     model.check_resolution(config.resolution)
     load_adapters(model, config.lord, config.lora)
+    speed_up(model, config)
     run = RunFolder.open(config, "generate")
     paths = [run.path / f"{i:04d}.png" for i in range(config.n)]
     draw_missing(

@@ -28,10 +28,11 @@ from lordfast.training.lora import LORA_NAME, TARGETS, LoraObjective, add_lora, 
 from lordfast.training.processes import make_accelerator, on_main, open_run
 from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
+from lordfast.training.speed import SpeedOptions, speed_up
 
 
 @dataclass(kw_only=True)
-class Stage2Config(ImageOptions, TrainingConfig):
+class Stage2Config(ImageOptions, SpeedOptions, TrainingConfig):
     """Train a DreamBooth LoRA on a folder of images, with the LoRD of stage1 frozen underneath or without it."""
 
     model: str
@@ -125,6 +126,7 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
     if finished is not None:
         return finished
     model = load_model(config.model, device=str(accelerator.device), dtype=config.dtype)
+    speed_up(model, config)
     # Everything that bad input can break comes before the run folder is claimed.
     images = _read(model, config, instance)
     if config.prior_preservation and config.class_data is not None:

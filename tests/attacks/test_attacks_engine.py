@@ -88,7 +88,8 @@ def test_the_gradient_is_autograds(
             total = total + (prediction - wanted).square().mean() / 3
     (expected,) = torch.autograd.grad(total, pixels)
 
-    found = engine._gradient(demo_model, x, x, text, loss, draw, low_memory)
+    fixed = engine._Fixed.of(x, text, draws=3)
+    found = engine._gradient(demo_model, x, fixed, loss, draw, low_memory)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
     assert all(parameter.grad is None for parameter in demo_model.unet.parameters())
 
@@ -233,3 +234,28 @@ def test_bad_settings() -> None:
 def test_images_of_two_sizes_are_refused(demo_model: LatentDiffusion, images: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match=r"images\[1\]: expected the first image's shape"):
         perturb(demo_model, [images[0], images[1][:32]], embed(demo_model, 2), LdmLoss(), settings())
+
+
+def test_the_host_reads_no_value_of_a_step_before_the_next(
+    demo_model: LatentDiffusion, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    step, read = engine.pgd_step, engine.Later.read
+    monkeypatch.setattr(engine, "pgd_step", lambda *a, **k: events.append("step") or step(*a, **k))
+    monkeypatch.setattr(engine.Later, "read", lambda self: events.append("read") or read(self))
+    perturb(demo_model, images[:1], embed(demo_model, 1), LdmLoss(), settings(steps=3))
+    assert events == ["step", "read", "step", "read", "step", "read"]
+
+
+def test_a_gradient_that_breaks_in_the_last_step_is_an_error_too(
+    demo_model: LatentDiffusion, images: list[np.ndarray]
+) -> None:
+    class Breaks(LdmLoss):
+        calls = 0
+
+        def __call__(self, model: LatentDiffusion, inputs: Inputs) -> Tensor:
+            Breaks.calls += 1
+            return super().__call__(model, inputs) * (float("nan") if Breaks.calls == 3 else 1)
+
+    with pytest.raises(ValueError, match="gradient: became NaN or infinite in torch.float32"):
+        perturb(demo_model, images[:1], embed(demo_model, 1), Breaks(), settings(steps=3))

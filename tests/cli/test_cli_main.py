@@ -126,7 +126,7 @@ def test_an_interrupted_command_prints_the_command_that_goes_on(
         _press_ctrl_c_at(1, patch)
         assert main(_stage2(out, faces)) == 130
     captured = capsys.readouterr()
-    assert "Stopped after step 1 of 3. Go on with:" in captured.err and captured.out == ""
+    assert "Stopped after step 2 of 3. Go on with:" in captured.err and captured.out == ""
     words = shlex.split(captured.err.strip().splitlines()[-1])
     assert words[:2] == ["lordfast", "stage2"] and "--resume" in words
     assert main(words[1:]) == 0
@@ -163,7 +163,7 @@ def test_stage1_goes_on_from_the_printed_command_to_the_same_files(
     tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = ["--model", "demo", "--data", str(faces), "--device", "cpu", "--no-tensorboard", "--attack-steps", "1"]
-    command = ["stage1", *small, "--steps", "2", "--batch-size", "1", "--lord-alpha", "16"]
+    command = ["stage1", *small, "--steps", "3", "--batch-size", "1", "--lord-alpha", "16"]
     assert main([*command, "--out", str(tmp_path / "straight")]) == 0
     with monkeypatch.context() as patch:
         _press_ctrl_c_at(1, patch)
