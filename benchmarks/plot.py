@@ -109,7 +109,7 @@ def _figure(rows: Sequence[Row], path: Path) -> None:
 def _title(row: Row) -> str:
     where = row["device"] + ("" if row["driver"] else f" ({row['cpu_isa']}), {row['threads']} thread(s)")
     gate = f", r = {row['r']}, H = {row['H']}" if row["r"] else ""
-    what = {"lord_linear": "LoRD layer", "pgd_step": "PGD step", "unet": "SD1.5 UNet"}[row["op"]]
+    what = {"lord_linear": "LoRD layer", "pgd_step": "PGD step", "unet": "UNet"}[row["op"]]
     direction = "" if row["op"] == "pgd_step" else f", {row['direction']}"
     how = f"{row['timing']}, torch {row['torch']}, lordfast {row['lordfast']} {row['commit']}".strip()
     return f"{what}{direction}{gate}: time over that of {BARE[row['op']]}\n{where}, {row['date'][:10]}\n{how}"

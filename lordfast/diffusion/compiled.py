@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lordfast.diffusion.model import LatentDiffusion
+from torch import nn
 
 REGIONS = ("BasicTransformerBlock", "JointTransformerBlock", "ResnetBlock2D")
 """Classes of diffusers whose instances are compiled, each as one graph. What lies between them is a few operations."""
@@ -11,8 +11,8 @@ REGIONS = ("BasicTransformerBlock", "JointTransformerBlock", "ResnetBlock2D")
 _KINDS = 64
 
 
-def compile_blocks(model: LatentDiffusion, backend: str = "inductor") -> int:
-    """Compile the blocks of the denoiser and of the VAE in place, and return how many there are.
+def compile_blocks(*parts: nn.Module, backend: str = "inductor") -> int:
+    """Compile the blocks of `parts`, such as a denoiser and a VAE, in place, and return how many there are.
 
     Compilation itself happens when a block is first called, and again when it is called in another way: with another
     adapter, without gradients, with a second shape. That second shape makes the sizes symbolic, so a third compiles
@@ -20,7 +20,7 @@ def compile_blocks(model: LatentDiffusion, backend: str = "inductor") -> int:
 
     A block that can't be compiled as a whole raises instead of falling back in part.
     """
-    if model.device.type == "cpu":
+    if all(next(part.parameters()).device.type == "cpu" for part in parts):
         import torch._inductor.config as inductor
 
         # With it, torch 2.13 computes wrong gradients of convolutions on a CPU.
@@ -28,7 +28,7 @@ def compile_blocks(model: LatentDiffusion, backend: str = "inductor") -> int:
     import torch._dynamo.config as dynamo
 
     dynamo.recompile_limit = max(dynamo.recompile_limit, _KINDS)
-    found = [m for part in (model.unet, model.vae) for m in part.modules() if type(m).__name__ in REGIONS]
+    found = [m for part in parts for m in part.modules() if type(m).__name__ in REGIONS]
     for block in found:
         block.compile(fullgraph=True, backend=backend)
     return len(found)

@@ -1,13 +1,10 @@
-"""The benchmark of a whole UNet of SD1.5's topology: bare, with a LoRA, with LoRD eager, and with LoRD fused.
-
-The weights are random. `small` has the topology and all 128 attention targets at widths (32, 32, 64, 64) on 8 x 8
-latents: 2.45 M parameters that fit in a CPU's caches, so it measures what a call costs more than what a byte does.
-"""
+"""The benchmark of a whole UNet: bare, with a LoRA, with LoRD eager, with LoRD fused, and as the caller prepares it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,25 +26,17 @@ from .rounds import Effort
 
 FORWARD, STEP = "forward", "training step"
 
-
-@dataclass(frozen=True)
-class Width:
-    """The sizes of a UNet and of its inputs."""
-
-    channels: tuple[int, ...]
-    text: int
-    groups: int
-    side: int
-
-
-WIDTHS = {"small": Width((32, 32, 64, 64), 24, 8, 8), "full": Width((320, 640, 1280, 1280), 768, 32, 64)}
+Prepare = Callable[[nn.Module], Any]
 
 
 @dataclass(frozen=True)
 class UnetOptions:
-    """Which UNet, which batch, which adapters."""
+    """Which batch, which adapters.
 
-    width: str = "small"
+    Attributes:
+        side: of the latents; None for the UNet's own.
+    """
+
     batch: int = 2
     side: int | None = None
     r: int = 4
@@ -64,31 +53,13 @@ class UnetSet:
     timestep: Tensor  # (batch,)
     text: Tensor  # (batch, 77, text width)
     noise: Tensor  # like latents
+    added: dict[str, Tensor] | None = None  # what SDXL's UNet takes besides
 
     def to(self, dtype: torch.dtype) -> UnetSet:
         """The same inputs in another dtype."""
         latents = self.latents.detach().to(dtype).requires_grad_()
-        return UnetSet(latents, self.timestep, self.text.to(dtype), self.noise.to(dtype))
-
-
-def build_unet(width: Width, seed: int, device: torch.device) -> nn.Module:
-    """A random, frozen UNet of SD1.5's topology in fp32."""
-    from diffusers import UNet2DConditionModel
-
-    # Drawn where it will be: for the full width that takes a CPU half a minute.
-    with torch.random.fork_rng(_cuda(device)), device:
-        torch.manual_seed(seed)
-        unet: Any = UNet2DConditionModel(
-            sample_size=width.side,
-            block_out_channels=width.channels,
-            layers_per_block=2,
-            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-            cross_attention_dim=width.text,
-            attention_head_dim=8,
-            norm_num_groups=width.groups,
-        )
-    return unet.requires_grad_(False).eval()
+        added = None if self.added is None else {name: value.to(dtype) for name, value in self.added.items()}
+        return UnetSet(latents, self.timestep, self.text.to(dtype), self.noise.to(dtype), added)
 
 
 def with_adapter(unet: nn.Module, config: Any, seed: int) -> nn.Module:
@@ -130,7 +101,7 @@ class Stepper:
 
     def predict(self, s: UnetSet) -> Tensor:
         """The predicted noise."""
-        return self.model(s.latents, s.timestep, s.text, return_dict=False)[0]
+        return self.model(s.latents, s.timestep, s.text, added_cond_kwargs=s.added, return_dict=False)[0]
 
     def forward(self, s: UnetSet) -> Outputs:
         """The prediction, without a graph."""
@@ -163,25 +134,39 @@ class Stepper:
         return {name: t.detach().clone() for name, t in outputs.items() if t is not None}
 
 
-def make_sets(
-    options: UnetOptions, width: Width, dtype: torch.dtype, device: torch.device, count: int
-) -> list[UnetSet]:
-    """`count` random inputs."""
-    g = torch.Generator().manual_seed(options.seed)
-    side, batch = options.side or width.side, options.batch
+def make_sets(unet: Any, options: UnetOptions, dtype: torch.dtype, count: int) -> list[UnetSet]:
+    """`count` random inputs for `unet`, on its device."""
+    g, device = torch.Generator().manual_seed(options.seed), next(unet.parameters()).device
+    config, batch = unet.config, options.batch
+    side = options.side or config.sample_size
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=g).to(device, dtype)
+
     sets = []
     for _ in range(count):
-        latents, noise = (torch.randn(batch, 4, side, side, generator=g).to(device, dtype) for _ in range(2))
-        text = torch.randn(batch, 77, width.text, generator=g).to(device, dtype)
+        latents, noise = (random(config.in_channels, side, side) for _ in range(2))
+        text = random(77, config.cross_attention_dim)
         timestep = torch.randint(0, 1000, (batch,), generator=g).to(device)
-        sets.append(UnetSet(latents.requires_grad_(), timestep, text, noise))
+        added = None
+        if config.addition_embed_type == "text_time":
+            # Six sizes beside the pooled text, each as an embedding.
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            pixels = torch.tensor([8.0 * side, 8.0 * side, 0, 0, 8.0 * side, 8.0 * side])
+            added = {"text_embeds": random(pooled), "time_ids": pixels.to(device, dtype).expand(batch, 6)}
+        sets.append(UnetSet(latents.requires_grad_(), timestep, text, noise, added))
     return sets
 
 
-def unet_variants(bare: nn.Module, lord: nn.Module, lora: nn.Module, device: torch.device) -> list[Variant[UnetSet]]:
+def unet_variants(
+    bare: nn.Module, lord: nn.Module, lora: nn.Module, prepared: Mapping[str, nn.Module], device: torch.device
+) -> list[Variant[UnetSet]]:
     """Plain, LoRA, LoRD eager, the dispatcher's choice and each backend, forward and training step.
 
     The plain UNet's training step is the backward pass to the latents: the floor under the others.
+
+    Args:
+        prepared: copies of `lord` in other forms, by the variant's name.
     """
     found: list[Variant[UnetSet]] = []
 
@@ -195,22 +180,35 @@ def unet_variants(bare: nn.Module, lord: nn.Module, lora: nn.Module, device: tor
     add("eager", lord, checked=True, within=eager_lord)
     add("peft_lora_2r", lora, checked=False)
     add("lordfast", lord, checked=True)
+    for name, model in prepared.items():
+        add(name, model, checked=True, optional="compiled" in name)
     for name, status in available_backends().items():
         if status == "ok":
             add(f"lordfast:{name}", lord, checked=True, within=partial(use_backend, name))
     return found
 
 
-def bench_unet(options: UnetOptions, dtype_name: str, device: torch.device, effort: Effort) -> list[Row]:
+def bench_unet(
+    unet: nn.Module,
+    name: str,
+    options: UnetOptions,
+    dtype_name: str,
+    effort: Effort,
+    prepare: Mapping[str, Prepare] = types.MappingProxyType({}),
+) -> list[Row]:
     """Check and time one UNet; rows with everything but the machine's columns.
 
     The check needs a copy of the UNet in float64.
+
+    Args:
+        unet: diffusers' UNet2DConditionModel, frozen, in fp32; `name` is what the rows call it.
+        prepare: further variants by name: what is done, in place, to the UNet with LoRD.
     """
     import peft
 
-    width, dtype = WIDTHS[options.width], DTYPES[dtype_name]
-    # torch's own `to`: the model's warns about precisions that are meant to be.
-    bare = nn.Module.to(build_unet(width, options.seed, device), dtype)
+    dtype, device = DTYPES[dtype_name], next(unet.parameters()).device
+    # torch's own `to`: the model's warns about precisions that are meant to be. It would change what the caller has.
+    bare = unet if dtype == torch.float32 else nn.Module.to(copy.deepcopy(unet), dtype)
     lord_config = LordConfig(
         r=options.r,
         lord_alpha=8 * options.r,
@@ -223,14 +221,19 @@ def bench_unet(options: UnetOptions, dtype_name: str, device: torch.device, effo
     lora_config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=False)
     lord, lora = (with_adapter(bare, config, options.seed) for config in (lord_config, lora_config))
     shrink(lord)
+    prepared = {}
+    for variant, change in prepare.items():
+        prepared[variant] = with_adapter(bare, lord_config, options.seed)
+        shrink(prepared[variant])
+        change(prepared[variant])
     exact = _exact(lord)
-    sets = make_sets(options, width, dtype, device, max(effort.draws, 2))
-    variants = unet_variants(bare, lord, lora, device)
+    sets = make_sets(bare, options, dtype, max(effort.draws, 2))
+    variants = unet_variants(bare, lord, lora, prepared, device)
     rows = measure(variants, sets, exact, bare="plain", effort=effort, device=device)
-    side = options.side or width.side
+    side = sets[0].latents.shape[-1]
     labels = {
         "op": "unet",
-        "case": f"sd15 {options.width}, latents {side}x{side}",
+        "case": f"{name}, latents {side}x{side}",
         "M": options.batch,
         "x_grad": 1,
         "r": options.r,

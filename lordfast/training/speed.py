@@ -19,4 +19,4 @@ class SpeedOptions:
 def speed_up(model: LatentDiffusion, options: SpeedOptions) -> None:
     """Bring a model that was just loaded into the form that `options` ask for; adapters may come later."""
     if options.compile:
-        compile_blocks(model)
+        compile_blocks(model.unet, model.vae)

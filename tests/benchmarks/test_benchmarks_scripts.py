@@ -95,11 +95,15 @@ def test_the_unet_script_checks_its_options(script, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="side is 12; expected a multiple of 8"):
         unet.main(config(unet, tmp_path, side=12))
     asked = []
-    monkeypatch.setattr(unet, "bench_unet", lambda options, dtype, device, effort: asked.append((options, dtype)) or [])
+    monkeypatch.setattr(unet, "bench_unet", lambda *given: asked.append(given) or [])
     monkeypatch.setattr("lordfast.profiling.session.case_table", lambda rows: "")
     assert unet.main(config(unet, tmp_path)) == 0
-    ((options, dtype),) = asked
-    assert (options.width, options.batch, options.side, dtype) == ("small", 2, None, "fp32")
+    small, xl = asked
+    model, name, options, dtype, _, prepare = xl
+    assert (name, options.batch, options.side, dtype) == ("sdxl-narrow", 2, None, "fp32")
+    assert model.config.addition_embed_type == "text_time" and small[1] == "sd15-narrow"
+    assert list(prepare) == ["lordfast+optimize"]  # compiled too where it takes seconds
+    assert list(unet.forms(compiled=True)) == ["lordfast+optimize", "lordfast+optimize, compiled"]
 
 
 def test_the_dispatch_table_script(script, results, tmp_path):

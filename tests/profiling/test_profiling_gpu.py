@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lordfast.diffusion.fusion import optimize
+from lordfast.diffusion.topologies import build_denoiser, find_topology
 from lordfast.profiling.cases import LinearCase
 from lordfast.profiling.linear import LinearOptions, bench_linear
 from lordfast.profiling.pgd import bench_pgd
@@ -40,5 +42,6 @@ def test_a_step(norm):
 
 
 def test_a_unet():
-    rows = bench_unet(UnetOptions(width="small", batch=1, hidden=8), "fp32", torch.device("cuda", 0), EFFORT)
+    unet = build_denoiser(find_topology("sdxl-narrow"), device="cuda")
+    rows = bench_unet(unet, "sdxl-narrow", UnetOptions(batch=1, hidden=8), "fp32", EFFORT, {"optimized": optimize})
     assert check(rows) >= {"plain", "eager", "peft_lora_2r", "lordfast", "lordfast:reference"}

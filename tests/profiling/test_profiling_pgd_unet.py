@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lordfast.adapter.control import lord_layers
+from lordfast.diffusion.topologies import build_denoiser, find_topology
 from lordfast.ops.backends.reference.lord import lord_backward, lord_forward
 from lordfast.ops.backends.reference.pgd import pgd_step
 from lordfast.profiling.pgd import NORMS, bench_pgd, make_sets, numbers
@@ -52,7 +53,7 @@ def test_the_projection_and_the_range_are_at_work(norm):
 
 @pytest.fixture(scope="module")
 def small() -> UnetOptions:
-    return UnetOptions(width="small", batch=1, hidden=8)
+    return UnetOptions(batch=1, hidden=8)
 
 
 def test_a_whole_unet_of_128_layers(small, add_backend, monkeypatch):
@@ -69,14 +70,20 @@ def test_a_whole_unet_of_128_layers(small, add_backend, monkeypatch):
     add_backend("madeup", lord_forward=counted, lord_backward=wrong)
     made = []
     monkeypatch.setattr("lordfast.profiling.unet.unet_variants", _recorded(made))
-    rows = {(row["direction"], row["variant"]): row for row in bench_unet(small, "fp32", CPU, EFFORT)}
-    bare, lord, lora = made
+    unet = build_denoiser(find_topology("sd15-narrow"))
+    prepare = {"halved": lambda model: [layer.lord_B["bench"].data.div_(2) for layer in lord_layers(model).values()]}
+    rows = {
+        (row["direction"], row["variant"]): row
+        for row in bench_unet(unet, "sd15-narrow", small, "fp32", EFFORT, prepare)
+    }
+    bare, lord, lora, prepared = made
+    assert bare is unet
     assert len(lord_layers(lord)) == 128 and not lord_layers(bare)
     assert sum(p.numel() for p in bare.parameters()) == pytest.approx(2.45e6, rel=0.01)
     assert not any(p.requires_grad for p in bare.parameters())
     # Weights are shared, adapters are not in them.
     shared = {p.data_ptr() for p in bare.parameters()}
-    for model in (lord, lora):
+    for model in (lord, lora, *prepared.values()):
         frozen = [p for p in model.parameters() if not p.requires_grad]
         assert {p.data_ptr() for p in frozen} == shared
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
@@ -92,27 +99,28 @@ def test_a_whole_unet_of_128_layers(small, add_backend, monkeypatch):
     assert len(calls) == 128 * (2 + 2 + 2)
     assert rows["forward", "lordfast:madeup"]["gate"] == "ok"
     assert rows["training step", "lordfast:madeup"]["gate"].startswith("red: gate ")
+    # What the caller does to a copy is done to that copy alone, and held against the same numbers.
+    assert rows["forward", "halved"]["gate"].startswith("red: y ")
 
 
 def _recorded(made):
     from lordfast.profiling.unet import unet_variants
 
-    def variants(bare, lord, lora, device):
-        made.extend((bare, lord, lora))
-        return unet_variants(bare, lord, lora, device)
+    def variants(*given):
+        made.extend(given[:4])
+        return unet_variants(*given)
 
     return variants
 
 
 def test_a_training_step_trains_the_adapter_alone(small):
     from lordfast.adapter import LordConfig
-    from lordfast.profiling.unet import WIDTHS, Stepper, build_unet, make_sets, with_adapter
+    from lordfast.profiling.unet import Stepper, make_sets, with_adapter
 
-    width = WIDTHS["small"]
-    bare = build_unet(width, 0, CPU)
+    bare = build_denoiser(find_topology("sd15-narrow"))
     model = with_adapter(bare, LordConfig(r=2, gate_hidden=4, init_weights=False), 0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    (inputs,) = make_sets(small, width, torch.float32, CPU, 1)
+    (inputs,) = make_sets(bare, small, torch.float32, 1)
     stepper = Stepper(model, capturable=False)
     outputs = stepper.gradients(inputs)
     # y, the latents' gradient, and seven parameters of each of 128 layers.
