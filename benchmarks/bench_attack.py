@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from attack_steps import bench_steps
 from rich.console import Console
 from rich.table import Table
+from whole_steps import ModelName, WholeConfig
 
 from lordfast.attacks.folder import Job, attack_images
 from lordfast.attacks.protocol import Perturb
@@ -58,10 +60,12 @@ COLUMNS = (
 
 @dataclass(kw_only=True)
 class Config:
-    """PGD and ACE on a folder of images: batched against one by one, and memory with and without --low-memory."""
+    """PGD and ACE on a folder of images: batched against one by one, and memory with and without --low-memory. Then
+    single steps of PGD, against a plain one around diffusers, on the sizes of published models."""
 
     out: Path | None = None
-    """CSV file; by default benchmarks/results/DEVICE/attack.csv, which is replaced."""
+    """CSV file; by default benchmarks/results/DEVICE/attack.csv, which is replaced. The single steps go beside it, into
+    attack_steps.csv."""
     device: str = "auto"
     """auto (CUDA where there is one, else CPU), cpu, cuda, cuda:N."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -77,7 +81,12 @@ class Config:
     threads: int = 1
     """CPU threads."""
     seconds: float = 120.0
-    """How long to time each attack, at most about."""
+    """How long to time each attack, at most about; single steps half as long."""
+    topology: tuple[ModelName, ...] = ()
+    """Models of the single steps, random weights in a published architecture among them; by default sd15 and sdxl on
+    CUDA, demo and sd15-narrow on a CPU."""
+    compile: bool | None = None
+    """Single steps also compiled; by default on CUDA only, a CPU compiles for minutes."""
     quick: bool = False
     """Four images and the fewest repeats."""
     seed: int = 0
@@ -249,7 +258,17 @@ def main(config: Config) -> int:
             write_rows(out, rows, COLUMNS)
     console.print(table(rows))
     console.print(f"Results: {out}", soft_wrap=True)
-    return 0
+    steps = WholeConfig(
+        device=config.device,
+        model=config.topology,
+        seconds=config.seconds / 2,
+        quick=config.quick,
+        threads=config.threads,
+        seed=config.seed,
+    )
+    compiled = device.type == "cuda" if config.compile is None else config.compile
+    with threads(config.threads):
+        return bench_steps(steps, device, out.with_name("attack_steps.csv"), compiled)
 
 
 def _columns(case: Case, config: Config) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from lordfast.training.lora import TARGETS, LoraObjective, add_lora
 
 RESULTS = Path(__file__).parent / "results"
 PAPER_IMAGES, PAPER_EPOCHS, PAPER_PGD_STEPS = 1000, 100, 2
+PERTURBING = f"perturbing them, {PAPER_PGD_STEPS} PGD steps"
 
 Prepare = Callable[[LatentDiffusion], Any]
 
@@ -186,18 +187,16 @@ def perturbation(model: LatentDiffusion, batch: int, seed: int) -> Variant:
     images = [face.image for face in make_faces(batch, seed=seed, size=model.resolution)]
     text = model.embed([""] * batch)
     settings = PgdSettings(Budget(0.025, 0.0025), steps=PAPER_PGD_STEPS, random_start=False, seed=seed)
-    return Variant("perturbing the batch, 2 PGD steps", lambda: perturb(model, images, text, LdmLoss(), settings))
+    return Variant(PERTURBING, lambda: perturb(model, images, text, LdmLoss(), settings), same_work=False)
 
 
 def project(rows: list[dict[str, Any]], batch: int) -> None:
-    """Note what the paper's whole Stage 1 would take at these speeds, saving and loading aside."""
-    pgd = next((row for row in rows if row["variant"].startswith("perturbing")), {})
+    """Add what the paper's whole Stage 1 would take at these speeds: perturbing once, all epochs; encoding aside."""
+    once = next(row for row in rows if row["variant"] == PERTURBING)
     for row in rows:
-        if "LoR" in row["variant"] or "lordfast" in row["variant"]:
-            steps, once = PAPER_IMAGES * PAPER_EPOCHS / batch, PAPER_IMAGES / batch * pgd.get("median_s", float("nan"))
-            if "median_s" in row:
-                minutes = (steps * row["median_s"] + once) / 60
-                row["note"] = f"projected: {PAPER_IMAGES} images x {PAPER_EPOCHS} epochs in {minutes:.4g} min"
+        if row is not once and "median_s" in row and "median_s" in once:
+            epochs = PAPER_EPOCHS * PAPER_IMAGES / batch * row["median_s"]
+            row["paper_minutes"] = (epochs + PAPER_IMAGES / batch * once["median_s"]) / 60
 
 
 def main(config: Config) -> int:

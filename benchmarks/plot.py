@@ -23,6 +23,8 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "peft_lora_2r": ("#999999", "..", "PEFT LoRA, rank 2r"),
     "copy": ("#999999", "..", "copy"),
     "lordfast": ("#0072B2", "", "lordfast"),
+    "lordfast+optimize": ("#004B77", "", "lordfast, optimised"),
+    "lordfast+optimize, compiled": ("#004B77", "//", "lordfast, optimised, torch.compile"),
     "lordfast:reference": ("#56B4E9", "\\\\", "lordfast, reference"),
     "lordfast:native": ("#009E73", "xx", "lordfast, native"),
     "lordfast:triton": ("#CC79A7", "++", "lordfast, triton"),
@@ -35,7 +37,7 @@ class Config:
     """Ratios to the bare layer as PNG files beside the results, and as a table in a Markdown file."""
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Results files; by default all of benchmarks/results/*/*.csv but those of attacks."""
+    """Results files; by default those of layers, PGD steps and UNets in benchmarks/results."""
     out: Path | None = None
     """Folder of the plots; by default that of the first results file."""
     readme: Path | None = None
@@ -45,8 +47,8 @@ class Config:
 def main(config: Config) -> int:
     """Read, plot, and write the table."""
     found = sorted((Path(__file__).parent / "results").glob("*/*.csv"))
-    # Those of bench_attack.py have columns of their own.
-    paths = config.results or tuple(path for path in found if path.stem != "attack")
+    # Others have columns of their own.
+    paths = config.results or tuple(path for path in found if path.stem.split("_")[0] in ("ops", "pgd", "unet"))
     if not paths:
         raise ValueError("results: there are none; run a benchmark first or name the files")
     rows = [row for path in paths for row in read_rows(path) if row["median_us"]]
@@ -156,6 +158,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """Tables of `lord_linear` and of whole UNets: a row a case, multiples of the bare time."""
     blocks = []
     names = {"eager": "eager", "eager_compiled": "eager, compiled", "peft_lora_2r": "LoRA 2r", "lordfast": "lordfast"}
+    names["lordfast+optimize"] = "optimised"
     shown = [row for row in rows if row["op"] in ("lord_linear", "unet")]
     for (op, key, threads, hidden, r), some in groups(shown, ("op", "device_key", "threads", "H", "r")).items():
         first = some[0]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lordfast.diffusion import LatentDiffusion, load_model
@@ -44,11 +45,11 @@ COLUMNS = (
     "images_per_s",
     "ratio",  # median over that of the variant `against`, same run
     "against",
-    "tflop",  # of one step of the variant, forward and backward, nothing recomputed
-    "mfu",  # those over the median, as a share of peak_gflops
+    "gflop",  # of one step of the variant, forward and backward, nothing recomputed
+    "mfu",  # of one step of `against` over the median, as a share of peak_gflops
     "peak_gflops",  # of a square matrix product in this dtype, same run
     "peak_mib",  # of tensors above the model and what the variant keeps; on a CPU counted operation by operation
-    "note",
+    "paper_minutes",  # projected: the paper's whole Stage 1 at these speeds
 )
 
 ModelName = Literal["demo", "sd15", "sd21", "sdxl", "sd15-narrow", "sd21-narrow", "sdxl-narrow"]
@@ -98,13 +99,14 @@ class Variant:
         run: takes a step.
         check: red or refused and why, or "ok" with an error, before anything is timed.
         within: open around every step, outside the clock.
-        images: a step's.
+        same_work: it does what the others do, however; what they take more FLOPs for earns no credit in the MFU.
     """
 
     name: str
     run: Callable[[], Any]
     check: Callable[[], tuple[str, float | None]] = lambda: ("not checked", None)
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    same_work: bool = True
 
 
 def open_model(name: str, device: torch.device, dtype: str, seed: int) -> LatentDiffusion:
@@ -144,17 +146,19 @@ def measure_steps(
                     v.run()  # optimizers make their states, compilers their code
                     rows[v.name]["peak_mib"] = _peak(v.run, model.device) / 2**20
                     count = count_flops(v.run, {"unet": model.unet, "vae": model.vae})
-                    rows[v.name]["tflop"] = count.total / 1e12
+                    rows[v.name]["gflop"] = count.total / 1e9
                     calls[v.name] = _timed(v, model.device)
         except torch.OutOfMemoryError:
             rows[v.name] = {"variant": v.name, "gate": "refused: out of memory"}
     timings = time_in_turn(calls, effort, seed=seed)
+    own = {v.name for v in variants if not v.same_work or against not in timings}
     for name, found in timings.items():
         row = rows[name]
         row |= {"median_s": found.median, "p20_s": found.p20, "p80_s": found.p80, "repeats": found.repeats}
         row |= {"images_per_s": images / found.median}
-        row["mfu"] = mfu(row["tflop"] * 1e12, found.median, ceilings, dtype)
-        if against in timings:
+        work = rows[name if name in own else against]["gflop"]
+        row["mfu"] = mfu(work * 1e9, found.median, ceilings, dtype)
+        if name not in own:
             row |= {"ratio": found.median / timings[against].median, "against": against}
     return list(rows.values())
 
@@ -225,12 +229,16 @@ def run_models(
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """What was measured, a row each."""
     found = Table(title=title, title_justify="left")
-    names = ("variant", "s a step", "images/s", "ratio", "TFLOP", "MFU", "peak MiB", "note")
+    projected = any("paper_minutes" in row for row in rows)
+    names = ("variant", "s a step", "images/s", "ratio", "GFLOP", "MFU", "peak MiB")
+    names += ("the paper's Stage 1, min",) if projected else ()
     for name in names:
-        found.add_column(name, justify="left" if name in ("variant", "note") else "right")
+        found.add_column(name, justify="left" if name == "variant" else "right")
     for row in rows:
-        values = [row.get(n) for n in ("median_s", "images_per_s", "ratio", "tflop", "mfu", "peak_mib")]
-        shown = ["" if value is None else f"{value:.3g}" for value in values]
-        gate = row["gate"] if row["gate"] not in ("ok", "not checked") else ""
-        found.add_row(row["variant"], *shown, " ".join(filter(None, (gate, row.get("note")))))
+        values = [
+            row.get(n) for n in ("median_s", "images_per_s", "ratio", "gflop", "mfu", "peak_mib", "paper_minutes")
+        ]
+        shown = ["" if value is None else f"{value:.3g}" for value in values[: len(names) - 1]]
+        gate = "" if row["gate"] in ("ok", "not checked") else f" ({row['gate']})"
+        found.add_row(escape(row["variant"] + gate), *shown)
     return found

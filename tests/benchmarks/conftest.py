@@ -17,7 +17,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """`script("plot")`: benchmarks/plot.py, imported."""
+    """`script("plot")`: benchmarks/plot.py, imported, with the modules beside it at hand as for a script."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
     def load(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f"lordfast_benchmarks_{name}", BENCHMARKS / f"{name}.py")
