@@ -10,8 +10,8 @@ usage: benchmarks/gpu_all.sh [--device cuda|cpu] [--out DIR] [--wheels DIR] [--p
   --device   what to test and time (default cuda). cpu takes the same way with quick settings, and builds nothing.
   --out      results folder (default benchmarks/results/DEVICE); gets CSV files, plots, logs/ and summary.txt
   --wheels   a folder of wheels to install first, for a machine without a network
-  --parts    some of: wheels build gpu_tests triton_tests pgd ops ops_more unet plots table (default all, so ordered);
-             ops is bf16 with torch.compile, ops_more the other dtypes without
+  --parts    some of: wheels build gpu_tests triton_tests pgd ops ops_more unet stage1 attack plots plots_steps table
+             (default all, so ordered); ops is bf16 with torch.compile, ops_more the other dtypes without
   --seconds  for everything together (default 530); each part's budget grows and shrinks with it
 
 Needs Python with torch, scikit-build-core and pybind11, and nvcc for CUDA. PYTHON names the interpreter.
@@ -64,8 +64,8 @@ failed=0
 part() {
     local name=$1 budget=$(($2 * total / 530)) left=$((total - (SECONDS - started))) begun=$SECONDS status
     shift 2
-    # What was measured is worth most when it can be looked at: the last two parts always have their time.
-    case $name in plots | table) ;; *) left=$((left - 50 * total / 530)) ;; esac
+    # What was measured is worth most when it can be looked at: the last parts always have their time.
+    case $name in plots | plots_steps | table) ;; *) left=$((left - 50 * total / 530)) ;; esac
     if [ -n "$parts" ] && [[ " $parts " != *" $name "* ]]; then return; fi
     if [ "$left" -lt "$budget" ]; then budget=$left; fi
     if [ "$budget" -lt 5 ]; then
@@ -117,10 +117,14 @@ bench pgd 40 "${quick[@]}" --seconds 0.5
 bench ops 150 "${quick[@]}" --seconds 1.5 --dtype bf16
 bench ops_more 80 "${quick[@]}" --seconds 1 --no-compile --dtype "${more[@]}"
 bench unet 90 "${quick[@]}" --seconds 15
-bench attack 90 "${quick[@]}" --seconds 10
+bench stage1 120 "${quick[@]}" --seconds 20
+bench attack 110 "${quick[@]}" --seconds 10
 csv=()
 for name in ops ops_more pgd unet; do [ -s "$out/$name.csv" ] && csv+=("$out/$name.csv"); done
 part plots 40 "$python" "$root/benchmarks/plot.py" "${csv[@]}" --out "$out"
+steps=()
+for name in stage1 attack_steps; do [ -s "$out/$name.csv" ] && steps+=("$out/$name.csv"); done
+[ ${#steps[@]} -gt 0 ] && part plots_steps 20 "$python" "$root/benchmarks/plot_steps.py" "${steps[@]}" --out "$out"
 part table 20 "$python" "$root/benchmarks/dispatch_table.py" "${csv[@]}" --out "$out/dispatch.json"
 
 printf '%-14s %6s %8s\n' total "$failed" $((SECONDS - started)) | tee -a "$summary"

@@ -26,8 +26,8 @@ def test_rows_and_ratios(bench, tmp_path, monkeypatch, capsys):
         lambda calls, effort, seed: {case: Timing(2.0 if case.batch_size > 1 else 3.0, 1.0, 4.0, 5) for case in calls},
     )
     monkeypatch.setattr(bench, "prepare", lambda *args: None)
-    steps = []
-    monkeypatch.setattr(bench, "bench_steps", lambda *given: steps.append(given) or 0)
+    asked = []
+    monkeypatch.setattr(bench, "bench_steps", lambda *given: asked.append(given) or 0)
     monkeypatch.setattr(bench, "peak_mib", lambda case, config, scratch: 50.0 if case.low_memory else 100.0)
     out = tmp_path / "attack.csv"
     assert bench.main(bench.Config(device="cpu", images=2, out=out)) == 0
@@ -46,7 +46,7 @@ def test_rows_and_ratios(bench, tmp_path, monkeypatch, capsys):
         assert (plain["low_memory"], plain["peak_mib"], plain["ratio_low_memory"]) == ("0", "100", "2")
         assert (low["low_memory"], low["peak_mib"], low["ratio_low_memory"]) == ("1", "50", "1")
         assert all(row["device"] and row["torch"] for row in mine)
-    ((config, device, beside, compiled),) = steps
+    ((config, device, beside, compiled),) = asked
     assert (config.seconds, device.type, beside, compiled) == (60, "cpu", tmp_path / "attack_steps.csv", False)
     shown = " ".join(capsys.readouterr().out.split())
     assert "steps/s" in shown and "peak MiB" in shown

@@ -56,7 +56,7 @@ def test_stage1_against_a_plain_lora(script, few, tmp_path, capsys):
     assert float(fused["paper_minutes"]) == pytest.approx(minutes, rel=1e-4)
     # A LoRA's step keeps activations for its backward pass, LoRD's folds keep less than its formula.
     assert 0 < float(fused["peak_mib"]) < float(rows["LoRD eager"]["peak_mib"])
-    assert "the paper's" in capsys.readouterr().out
+    assert "paper" in capsys.readouterr().out
 
     plots = script("plot_steps")
     assert plots.main(plots.Config(results=(out,), out=tmp_path)) == 0
