@@ -13,8 +13,15 @@ from torch.nn import functional as F
 
 from lordfast.adapter.control import denoiser_of, lord_layers
 
-# attn2 reads the text through k and v, SD3 and Flux through add_*_proj: their logits are the same for every image.
-_TEXT_ONLY = re.compile(r"(^|\.)(attn2\.to_[kv]|add_[qkv]_proj)$")
+# Whose input holds nothing of the image, so that their logits are the same for every one.
+_BLIND = re.compile(
+    r"(^|\.)(attn2\.to_[kv]|add_[qkv]_proj"  # the text's keys and values, and its stream in joint attention
+    r"|time_emb_proj|(time|add|class)_embedding\.\w+"  # a UNet's timestep, pooled text and sizes
+    r"|time_text_embed\.\w+\.\w+|context_embedder|norm(1|1_context|_out)\.linear)$"  # the same of a transformer
+)
+# In a transformer of joint blocks (SD 3) the text's stream has attended to the image from the second block on, and a
+# second attention is one of the image with itself.
+_JOINT_SEEING = re.compile(r"transformer_blocks\.(0*[1-9]\d*\.attn\.add_[qkv]_proj|\d+\.attn2\.to_[kv])")
 
 
 class GateLogits(Mapping[str, Tensor]):
@@ -92,8 +99,13 @@ def collect_gates(module: Any) -> Iterator[GateLogits]:
 
 
 def sees_image(name: str) -> bool:
-    """Whether a layer's input depends on the image: False for text keys and values, which say nothing about it."""
-    return _TEXT_ONLY.search(name) is None
+    """Whether a layer's input depends on the image, by its path in the bare denoiser.
+
+    It does not for a UNet's text keys and values (``attn2.to_k``, ``attn2.to_v``), for the text's projections in the
+    first joint block of SD 3 (``transformer_blocks.0.attn.add_*_proj``), and for whatever embeds only timestep and
+    text. Later joint blocks' text has attended to the image.
+    """
+    return _JOINT_SEEING.fullmatch(name) is not None or _BLIND.search(name) is None
 
 
 def detection_loss(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lordfast.adapter.control import denoiser_of, layer_name
+from lordfast.adapter.kohya import denoiser_key, is_transformer, text_key
 from lordfast.files import write_atomic
 
 LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 FORMATS = ("diffusers", "kohya")
 
-# What each format calls the denoiser and the text encoder, and the two factors of a layer of each.
-_KOHYA_PREFIX = {"denoiser": "lora_unet", "text_encoder": "lora_te"}
-_DOWN_UP = {"denoiser": ("lora.down", "lora.up"), "text_encoder": ("lora_linear_layer.down", "lora_linear_layer.up")}
+# What diffusers calls the denoiser, and the two factors of a layer; every version of it reads these.
+_UNET = ("unet", "lora.down", "lora.up")
+_TRANSFORMER = ("transformer", "lora_A", "lora_B")
+_TEXT = ("lora_linear_layer.down", "lora_linear_layer.up")
 
 
 def save_lora(
@@ -29,6 +32,7 @@ def save_lora(
     adapter_name: str,
     *,
     text_encoder: nn.Module | None = None,
+    text_encoder_2: nn.Module | None = None,
     format: str = "diffusers",
 ) -> Path:
     """Save a LoRA adapter for use anywhere, whether or not it was trained over LoRD; LoRD itself is not in the file.
@@ -40,35 +44,52 @@ def save_lora(
         module: a pipeline with a ``unet`` or ``transformer``, or that module.
         path: folder (made if missing) for ``pytorch_lora_weights.safetensors``, or a ``.safetensors`` file.
         adapter_name: the LoRA's name in the model.
-        text_encoder: a text encoder with a LoRA of the same name, saved along.
-        format: ``"diffusers"`` or ``"kohya"`` (``lora_unet_*.lora_down.weight`` and ``.alpha``).
+        text_encoder, text_encoder_2: text encoders with a LoRA of the same name, saved along.
+        format: ``"diffusers"`` or ``"kohya"``: ``lora_unet_*.lora_down.weight`` and ``.alpha``, ``lora_te_*``; for
+            SDXL ``lora_te1_*`` and ``lora_te2_*``, and the UNet's layers under the names of its original code.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: for an unknown format, if there is no such LoRA, or if it is not an ordinary one (DoRA, biases).
+        ValueError: for an unknown format or one that the model has no names in, if there is no such LoRA, or if it is
+            not an ordinary one (DoRA, biases).
     """
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     model = denoiser_of(module)
-    parts = {"denoiser": model} if text_encoder is None else {"denoiser": model, "text_encoder": text_encoder}
+    check_lora_format(model, format)
     tensors: dict[str, Tensor] = {}
-    for part, owner in parts.items():
-        factors = lora_factors(owner, adapter_name)
-        prefix = "transformer" if part == "denoiser" and _is_transformer(module, model) else "unet"
-        for name, (down, up) in factors.items():
+    names = _TRANSFORMER if is_transformer(model) or getattr(module, "transformer", None) is model else _UNET
+    for name, factors in lora_factors(model, adapter_name).items():
+        tensors |= (
+            _kohya(denoiser_key(model, name), *factors) if format == "kohya" else _diffusers(names, name, *factors)
+        )
+    encoders = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+    for part, encoder in encoders.items():
+        for name, factors in ({} if encoder is None else lora_factors(encoder, adapter_name)).items():
+            # Recent versions of transformers have no such level in a CLIPTextModel; every reader expects its name.
+            name = name if name.startswith("text_model.") else f"text_model.{name}"
             if format == "kohya":
-                tensors.update(_kohya(f"{_KOHYA_PREFIX[part]}_{name.replace('.', '_')}", down, up))
-            elif prefix == "transformer" and part == "denoiser":
-                tensors.update({f"transformer.{name}.lora_A.weight": down, f"transformer.{name}.lora_B.weight": up})
+                tensors |= _kohya(text_key(model, part, name), *factors)
             else:
-                tensors.update(_diffusers(part, name, down, up))
+                tensors |= _diffusers((part, *_TEXT), name, *factors)
     target = Path(path)
     if target.suffix != ".safetensors":
         target = target / LORA_WEIGHTS_NAME
     write_atomic(target, save(tensors, metadata={"format": "pt"}))
     return target
+
+
+def check_lora_format(model: nn.Module, format: str, layers: Iterable[str] = ()) -> None:
+    """Raise a ValueError unless a LoRA of the denoiser `model`, on `layers`, can be saved in `format`."""
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if format == "kohya" and is_transformer(model):
+        raise ValueError(
+            f"format: kohya has no names for the layers of a {type(model).__name__} that diffusers reads; expected "
+            "diffusers"
+        )
+    for name in layers if format == "kohya" else ():
+        denoiser_key(model, name)
 
 
 def lora_factors(model: nn.Module, adapter_name: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -100,13 +121,8 @@ def _trained_scale(model: nn.Module, layer: LoraLayer, adapter_name: str) -> flo
     return layer.lora_alpha[adapter_name] / (math.sqrt(r) if getattr(config, "use_rslora", False) else r)
 
 
-def _is_transformer(module: Any, model: nn.Module) -> bool:
-    return getattr(module, "transformer", None) is model or "Transformer" in type(model).__name__
-
-
-def _diffusers(part: str, name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
-    prefix = "unet" if part == "denoiser" else part
-    down_name, up_name = _DOWN_UP[part]
+def _diffusers(names: tuple[str, str, str], name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+    prefix, down_name, up_name = names
     return {f"{prefix}.{name}.{down_name}.weight": down, f"{prefix}.{name}.{up_name}.weight": up}
 
 

@@ -27,8 +27,10 @@ from lordfast.diffusion import LatentDiffusion
 class TowardsTargetLoss:
     """L_LDM - mean (x_hat_{t-1} - q(z_target, t - 1))^2, ascended; t = 0 has no t - 1 and keeps the first term alone.
 
-    x_hat_{t-1} is the mean of the DDPM posterior at the predicted clean latents (Ho et al. 2020, Eq. 7), and
-    q(z_target, t - 1) the target's latents under the same noise.
+    x_hat_{t-1} is the mean of the posterior q(z_{t-1} | z_t, z) at the predicted clean latents: for z_t = a_t z +
+    s_t noise, with a = a_t / a_{t-1}, it is a s_{t-1}^2 / s_t^2 z_t + a_{t-1} (s_t^2 - a^2 s_{t-1}^2) / s_t^2 z
+    (Kingma et al. 2021, Variational Diffusion Models, appendix A.2), which is DDPM's (Ho et al. 2020, Eq. 7) where
+    a_t^2 + s_t^2 = 1. q(z_target, t - 1) are the target's latents under the same noise.
     """
 
     target: Target
@@ -43,9 +45,9 @@ class TowardsTargetLoss:
         before = (now - 1).clamp(min=0)
         clean, _ = model.split(noisy, prediction, now)
         (signal, sigma), (signal_before, sigma_before) = model.signal_noise(now), model.signal_noise(before)
-        alpha = (signal / signal_before).square()
-        of_clean = signal_before * (1 - alpha) / sigma.square()
-        of_noisy = alpha.sqrt() * sigma_before.square() / sigma.square()
+        ratio = signal / signal_before
+        of_clean = signal_before * (1 - (ratio * sigma_before / sigma).square())
+        of_noisy = ratio * (sigma_before / sigma).square()
         aim = model.add_noise(self.target.latents(model, inputs.original), inputs.noise, before)
         distance = (of_clean * clean + of_noisy * noisy - aim).square().mean(dim=(1, 2, 3))
         return loss - torch.where(now > 0, distance, torch.zeros_like(distance))

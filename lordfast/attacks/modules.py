@@ -16,6 +16,7 @@ Module = Literal[
     "quant-conv",
     "self-attention",
     "cross-attention",
+    "joint-attention",
     "feed-forward",
     "resnet",
     "post-quant-conv",
@@ -26,8 +27,10 @@ Module = Literal[
 _WHERE: dict[str, tuple[str, str]] = {
     "vae-encoder": ("vae", r"encoder"),
     "quant-conv": ("vae", r"quant_conv"),
-    "self-attention": ("unet", r".*\.attn1"),
-    "cross-attention": ("unet", r".*\.attn2"),
+    # At the top of a transformer a second attention is one of the image with itself (SD 3.5).
+    "self-attention": ("unet", r".*\.attn1|transformer_blocks\.\d+\.attn2"),
+    "cross-attention": ("unet", r".*\.attentions\..*\.attn2"),
+    "joint-attention": ("unet", r"transformer_blocks\.\d+\.attn"),
     "feed-forward": ("unet", r".*\.ff"),
     "resnet": ("unet", r".*\.resnets\.\d+"),
     "post-quant-conv": ("vae", r"post_quant_conv"),
@@ -59,8 +62,13 @@ def modules_of(model: LatentDiffusion, kind: Module) -> list[nn.Module]:
     Raises:
         ValueError: the model has none.
     """
-    part, pattern = _WHERE[kind]
-    found = [module for name, module in getattr(model, part).named_modules() if re.fullmatch(pattern, name)]
+    found = _find(model, kind)
     if not found:
-        raise ValueError(f"module: {model.name} has no {kind}")
+        there = ", ".join(other for other in _WHERE if _find(model, other))
+        raise ValueError(f"module: {model.name} has no {kind}; it has {there}")
     return found
+
+
+def _find(model: LatentDiffusion, kind: str) -> list[nn.Module]:
+    part, pattern = _WHERE[kind]
+    return [module for name, module in getattr(model, part).named_modules() if re.fullmatch(pattern, name)]

@@ -108,7 +108,7 @@ def photoguard_loss(config: PhotoguardConfig, model: LatentDiffusion) -> AttackL
             f"strength, sampler_steps: expected a strength between 0 and 1 and 1 to {max(start, 1)} steps, got "
             f"{config.strength} and {config.sampler_steps}"
         )
-    return SamplerLoss(Target(config.target), model.embed([""]), start, config.sampler_steps, config.guidance)
+    return SamplerLoss(Target(config.target), model.unconditional(), start, config.sampler_steps, config.guidance)
 
 
 def photoguard_rule(config: PhotoguardConfig) -> str:

@@ -74,7 +74,7 @@ class FineTuned:
         self._model, self._options, self._captions, self._cache = model, options, list(captions), cache
         self._config = training_config(options, run)
         with_text = options.surrogate_text_encoder
-        parts = [model.unet, *([model.text_encoder] if with_text else [])]
+        parts = [model.unet, *(model.lora_text_encoders.values() if with_text else ())]
         if options.surrogate == "lora":
             rank = options.surrogate_rank
             add_lora(model, rank=rank, alpha=rank, target_modules=TARGETS, text_encoder=with_text, seed=run.seed)

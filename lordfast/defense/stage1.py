@@ -43,7 +43,7 @@ class Stage1Config(ImageOptions, TargetOptions, PgdOptions, SpeedOptions, Traini
     lord_alpha: float = 32.0
     """alpha; the LoRD is scaled by alpha / r."""
     target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Linear layers of the UNet that get a LoRD."""
+    """Linear layers of the denoiser that get a LoRD; SD 3 has add_q_proj, add_k_proj, add_v_proj and to_add_out too."""
     one_branch: bool = False
     """Train A and B alone: the adversarial-training baseline that the paper calls PGD-2. B' stays zero, so the gate has
     nothing to mix in and gets no detection loss."""
@@ -203,7 +203,7 @@ def perturb_examples(
 
 
 def inject(model: LatentDiffusion, config: Stage1Config) -> None:
-    """Add a fresh LoRD to the UNet, trainable as a whole or its first branch alone; the seed decides the weights."""
+    """Add a fresh LoRD to the denoiser, trainable whole or its first branch alone; the seed decides the weights."""
     torch.manual_seed(derive_seed(config.seed, "lord"))
     model.unet.add_adapter(lord_config(config), adapter_name=LORD_NAME)
     if config.one_branch:

@@ -105,8 +105,8 @@ def cached_text(model: LatentDiffusion, prompts: Sequence[str], cache: TensorCac
     """
     known: dict[str, Text] = {}
     for prompt in dict.fromkeys(prompts):
-        ids = model.tokenize([prompt]).tolist()
-        key = content_key("text", model.fingerprint("text_encoder"), str(model.dtype), model.device.type, ids)
+        ids = {name: value.tolist() for name, value in model.tokenize([prompt]).items()}
+        key = content_key("text", model.text_fingerprint(), str(model.dtype), model.device.type, ids)
         text = cache.get(key)
         if text is None:
             text = {name: value.cpu() for name, value in model.embed([prompt]).items()}

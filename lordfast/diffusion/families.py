@@ -6,13 +6,16 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from lordfast.diffusion import stable_diffusion
+from lordfast.diffusion import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from lordfast.diffusion.model import DTYPES, LatentDiffusion, resolve_device
 from lordfast.diffusion.resolve import resolve_model
 
 _LOADERS: dict[str, Callable[..., LatentDiffusion]] = {
     "StableDiffusionPipeline": stable_diffusion.load,
+    "StableDiffusionXLPipeline": stable_diffusion_xl.load,
+    "StableDiffusion3Pipeline": stable_diffusion_3.load,
 }
 
 
@@ -31,17 +34,25 @@ def load_model(model: str | Path, *, device: str = "auto", dtype: str = "fp32") 
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     resolved_device = resolve_device(device)
     source = resolve_model(model)
-    family = pipeline_class(source, str(model))
+    index = pipeline_index(source, str(model))
+    family = index["_class_name"]
     if family not in _LOADERS:
         raise ValueError(f"model: {model} is a {family}; supported are {', '.join(_LOADERS)}")
     with warnings.catch_warnings():
         # transformers announces a missing torchvision, which nothing here needs.
         warnings.filterwarnings("ignore", message=".*torchvision.*")
-        return _LOADERS[family](source, name=str(model), device=resolved_device, dtype=DTYPES[dtype])
+        return _LOADERS[family](source, index=index, name=str(model), device=resolved_device, dtype=DTYPES[dtype])
 
 
-def pipeline_class(source: str, shown: str) -> str:
-    """The class that the ``model_index.json`` of a folder or hub id names; `shown` is what messages call it."""
+def pipeline_index(source: str, shown: str) -> dict[str, Any]:
+    """The ``model_index.json`` of a folder or hub id: the pipeline's class (``_class_name``), parts and options.
+
+    Args:
+        shown: what messages call it.
+
+    Raises:
+        ValueError: there is none, or it names no class.
+    """
     index = Path(source) / "model_index.json"
     if not Path(source).is_dir():
         from huggingface_hub import hf_hub_download
@@ -54,6 +65,7 @@ def pipeline_class(source: str, shown: str) -> str:
                 f"model: {shown} is no local folder, and the hub did not give its model_index.json: {error}"
             ) from error
     try:
-        return json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        found = json.loads(index.read_text(encoding="utf-8"))
+        return {**found, "_class_name": str(found["_class_name"])}
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"model: {index} is no model index in diffusers format ({error})") from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,14 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 # Config entries of transformers that say nothing about what a model computes.
 _NO_MATTER = frozenset({"transformers_version", "architectures", "dtype", "torch_dtype"})
 
+# The linear layers of attention in CLIP's text model.
+_TEXT_ATTENTION = (".q_proj", ".k_proj", ".v_proj", ".out_proj")
+
 Text = dict[str, Tensor]
-"""What the denoiser is conditioned on: keyword tensors of its forward, each (B, ...)."""
+"""What the denoiser is conditioned on besides the timestep, each tensor (B, ...); the names are the family's."""
+
+Tokens = dict[str, Tensor]
+"""Token ids of each text encoder, each (B, L)."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -38,16 +45,26 @@ def resolve_device(device: str) -> torch.device:
 
 
 class LatentDiffusion:
-    """The frozen parts of a pipeline and the four things one does with them.
+    """The frozen parts of a pipeline and what one does with them; each model family is a subclass in a file of its own.
 
     Shapes: pixels (B, 3, H, W) in [-1, 1]; latents (B, C, h, w), scaled as the denoiser wants them;
-    timesteps (B,) int64 in [0, T). Losses are fp32 whatever the weights are.
+    timesteps (B,) int64 in [0, T), the noisier the larger. Losses are fp32 whatever the weights are.
+
+    What a family says of itself: `samplers`, `denoiser_multiple`, `_noise_levels`, `target`, `split`, `embed_tokens`,
+    `_denoise`, `pipeline`, and, where it differs from the common case, what is documented there.
 
     Attributes:
-        unet: the denoiser. Adapters are injected into it; everything else stays frozen.
-        vae, text_encoder, tokenizer, scheduler: as in diffusers.
+        unet: the denoiser, whether it is a UNet or a transformer. Adapters are injected into it; the rest stays frozen.
+        vae, scheduler: as in diffusers.
+        text_encoder, tokenizer, text_encoder_2, tokenizer_2, ...: as in diffusers, as many as the family has.
         dtype: of the frozen weights. The VAE stays fp32 under fp16 when its config says ``force_upcast``.
+        timesteps: T.
+        samplers: name -> class of the schedulers in diffusers that sample from such a model, the default first.
     """
+
+    samplers: ClassVar[Mapping[str, str]]
+    text_encoder: Any
+    tokenizer: Any
 
     def __init__(
         self,
@@ -55,11 +72,10 @@ class LatentDiffusion:
         name: str,
         unet: Any,
         vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
         scheduler: Any,
         device: torch.device,
         dtype: torch.dtype,
+        **text: Any,
     ) -> None:
         self.name = name
         self.device = device
@@ -68,17 +84,31 @@ class LatentDiffusion:
         # nn.Module.to, not diffusers' override, which warns of an empty list of modules to keep in float32.
         self.unet: Any = nn.Module.to(unet, device, dtype).eval().requires_grad_(False)
         self.vae: Any = nn.Module.to(vae, device, vae_dtype).eval().requires_grad_(False)
-        self.text_encoder: Any = nn.Module.to(text_encoder, device, dtype).eval().requires_grad_(False)
-        self.tokenizer = tokenizer
+        for part, value in text.items():
+            if isinstance(value, nn.Module):
+                value = nn.Module.to(value, device, dtype).eval().requires_grad_(False)
+            setattr(self, part, value)
+        self._text_parts = tuple(part for part in text if isinstance(text[part], nn.Module))
         self.scheduler = scheduler
-        self.prediction_type: str = scheduler.config.prediction_type
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"model: {name} predicts {self.prediction_type!r}; expected 'epsilon' or 'v_prediction'")
         self.timesteps: int = scheduler.config.num_train_timesteps
-        self._alphas_cumprod = scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)
         self._scaling: float = vae.config.scaling_factor
         self._shift: float = vae.config.get("shift_factor") or 0.0
         self._fingerprints: dict[str, str] = {}
+        if vae.config.get("latents_mean") is not None or vae.config.get("latents_std") is not None:
+            raise ValueError(f"model: the vae of {name} normalises latents by channel; expected one scaling_factor")
+        signal, sigma = self._noise_levels()
+        self._signal = signal.to(device=device, dtype=torch.float32)
+        self._sigma = sigma.to(device=device, dtype=torch.float32)
+
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        """The text encoders that are there, by their name in diffusers' pipeline, in its order."""
+        return {part: getattr(self, part) for part in self._text_parts}
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The tokenizer of each of `text_encoders`, under the encoder's name."""
+        return {part: getattr(self, part.replace("text_encoder", "tokenizer")) for part in self._text_parts}
 
     @property
     def vae_factor(self) -> int:
@@ -86,7 +116,15 @@ class LatentDiffusion:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def latent_shape(self, height: int, width: int) -> torch.Size:
-        """(C, h, w) of the latents of an image of this many pixels, both multiples of `side_multiple`."""
+        """(C, h, w) of the latents of an image of this many pixels, both multiples of `side_multiple`.
+
+        Raises:
+            ValueError: the image is larger than the denoiser takes.
+        """
+        if self.largest_side is not None and max(height, width) > self.largest_side:
+            raise ValueError(
+                f"images: {self.name} takes sides of up to {self.largest_side} pixels, got {width} x {height}"
+            )
         return torch.Size((self.vae.config.latent_channels, height // self.vae_factor, width // self.vae_factor))
 
     @property
@@ -96,15 +134,25 @@ class LatentDiffusion:
         return (size if isinstance(size, int) else size[0]) * self.vae_factor
 
     @property
+    def denoiser_multiple(self) -> int:
+        """What the sides of latents must be multiples of."""
+        raise NotImplementedError
+
+    @property
     def side_multiple(self) -> int:
-        """What the sides of images must be multiples of, in pixels: the VAE and the UNet halve them so often."""
-        return self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        """What the sides of images must be multiples of, in pixels: the VAE and the denoiser halve them so often."""
+        return self.vae_factor * self.denoiser_multiple
+
+    @property
+    def largest_side(self) -> int | None:
+        """The longest side of images that the denoiser takes, in pixels; None where it takes any."""
+        return None
 
     def check_resolution(self, resolution: int | None) -> int:
         """`resolution`, or the model's own for None.
 
         Raises:
-            ValueError: it is not a positive multiple of what the VAE and the UNet halve by.
+            ValueError: it is not a positive multiple of what the VAE and the denoiser halve by, or too large.
         """
         if resolution is None:
             return self.resolution
@@ -112,10 +160,12 @@ class LatentDiffusion:
             raise ValueError(
                 f"resolution: expected a positive multiple of {self.side_multiple} for {self.name}, got {resolution}"
             )
+        if self.largest_side is not None and resolution > self.largest_side:
+            raise ValueError(f"resolution: expected at most {self.largest_side} for {self.name}, got {resolution}")
         return resolution
 
     def fingerprint(self, part: str) -> str:
-        """A digest of what `part` (``vae`` or ``text_encoder``) computes: its weights and its config.
+        """A digest of what `part` (``vae``, ``text_encoder``, ...) computes: its weights and its config.
 
         Taken at the first call and kept, so that a part which is trained later still goes by what it was.
         """
@@ -130,6 +180,10 @@ class LatentDiffusion:
                 digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
             self._fingerprints[part] = digest.hexdigest()
         return self._fingerprints[part]
+
+    def text_fingerprint(self) -> str:
+        """A digest of what makes conditioning out of token ids: the family and all its text encoders."""
+        return ":".join([type(self).__name__, *map(self.fingerprint, self._text_parts)])
 
     # --- encode -------------------------------------------------------------------------------------------------
 
@@ -151,53 +205,118 @@ class LatentDiffusion:
         with torch.autocast(self.device.type, enabled=False):
             return self.vae.decode((latents / self._scaling + self._shift).to(self.vae.dtype)).sample.float()
 
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids (B, L), padded and cut to the tokenizer's length."""
-        length = self.tokenizer.model_max_length
-        ids = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True).input_ids
+    def tokenize(self, prompts: Sequence[str]) -> Tokens:
+        """Token ids of each text encoder, (B, L), padded and cut to its tokenizer's length.
+
+        ``ids`` are those of ``text_encoder``, ``ids_2`` those of ``text_encoder_2``, and so on.
+        """
+        return {
+            part.replace("text_encoder", "ids"): self._ids(tokenizer, prompts, tokenizer.model_max_length)
+            for part, tokenizer in self.tokenizers.items()
+        }
+
+    def _ids(self, tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
+        ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True).input_ids
         return torch.tensor(ids, device=self.device)
 
-    def embed_tokens(self, ids: Tensor) -> Text:
-        """The conditioning for token ids (B, L). Differentiable in the text encoder's adapters."""
-        return {"encoder_hidden_states": self.text_encoder(ids)[0]}
+    def embed_tokens(self, tokens: Tokens) -> Text:
+        """The conditioning for what `tokenize` gives. Differentiable in the text encoders' adapters."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Text:
         """The conditioning for `prompts`, without gradient."""
         return self.embed_tokens(self.tokenize(prompts))
 
+    def unconditional(self) -> Text:
+        """What guidance moves away from where nothing is said: one row, the conditioning of the empty prompt."""
+        return self.embed([""])
+
     # --- diffuse ------------------------------------------------------------------------------------------------
 
+    def _noise_levels(self) -> tuple[Tensor, Tensor]:
+        """Of each timestep how much of the latents (T,) and how much noise (T,) z_t is made of."""
+        raise NotImplementedError
+
     def signal_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(a_t) and sqrt(1 - a_t), fp32, each (B, 1, 1, 1); a_t is the cumulative product of the alphas up to t."""
-        alpha = self._alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
-        return alpha.sqrt(), (1 - alpha).sqrt()
+        """a_t and s_t of z_t = a_t z + s_t noise, fp32, each (B, 1, 1, 1)."""
+        return self._signal[timesteps].reshape(-1, 1, 1, 1), self._sigma[timesteps].reshape(-1, 1, 1, 1)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """z_t = sqrt(a_t) z + sqrt(1 - a_t) noise, fp32."""
+        """z_t = a_t z + s_t noise, fp32."""
         signal, sigma = self.signal_noise(timesteps)
         return signal * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the denoiser should predict: the noise, or v = sqrt(a_t) noise - sqrt(1 - a_t) z."""
-        if self.prediction_type == "epsilon":
-            return noise
-        signal, sigma = self.signal_noise(timesteps)
-        return signal * noise - sigma * latents
+        """What the denoiser should predict."""
+        raise NotImplementedError
+
+    def split(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean latents and the noise that, by the denoiser's `prediction`, make up z_t; both like `noisy`."""
+        raise NotImplementedError
 
     def predict(self, noisy: Tensor, timesteps: Tensor, text: Text) -> Tensor:
         """The denoiser's prediction for z_t, fp32, with the shape of `noisy`."""
         text = {key: value.to(self.dtype) for key, value in text.items()}
-        return self.unet(noisy.to(self.dtype), timesteps, **text).sample.float()
+        return self._denoise(noisy.to(self.dtype), timesteps, text).float()
 
-    def split(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """The clean latents and the noise that, by the denoiser's `prediction`, make up z_t; both like `noisy`."""
-        signal, sigma = self.signal_noise(timesteps)
-        if self.prediction_type == "epsilon":
-            return (noisy - sigma * prediction) / signal, prediction
-        return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
+    def _denoise(self, noisy: Tensor, timesteps: Tensor, text: Text) -> Tensor:
+        """One call of the denoiser with the arguments that it takes; everything is in its dtype."""
+        raise NotImplementedError
 
     def loss(self, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Text) -> Tensor:
         """L_LDM of Eq. 6, the prediction's mean squared error of each sample, (B,) fp32."""
         prediction = self.predict(self.add_noise(latents, noise, timesteps), timesteps, text)
         return (prediction - self.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
+
+    # --- pipelines and LoRAs ------------------------------------------------------------------------------------
+
+    def check_sampler(self, sampler: str | None) -> str:
+        """The scheduler class of `sampler` in diffusers; of the family's default for None.
+
+        Raises:
+            ValueError: such a model can't be sampled that way.
+        """
+        if sampler is None:
+            return next(iter(self.samplers.values()))
+        if sampler not in self.samplers:
+            raise ValueError(
+                f"sampler: expected one of {', '.join(self.samplers)} for {self.name}, a {type(self).__name__} model, "
+                f"got {sampler!r}"
+            )
+        return self.samplers[sampler]
+
+    def pipeline(self, sampler: str | None = None) -> Any:
+        """diffusers' pipeline over the model's own modules (shared, not copied), progress bar off.
+
+        Args:
+            sampler: a key of `samplers`; None for the first.
+        """
+        raise NotImplementedError
+
+    def negative(self, prompt: str, count: int) -> list[str] | None:
+        """The pipeline's ``negative_prompt`` for `count` pictures that shall stay away from `prompt`."""
+        return [prompt] * count
+
+    @property
+    def lora_text_encoders(self) -> dict[str, Any]:
+        """Those of `text_encoders` that a LoRA can be trained in, saved for, and loaded into by diffusers."""
+        return self.text_encoders
+
+    def text_lora_targets(self, part: str) -> list[str]:
+        """The linear layers of text encoder `part` that get a LoRA: its attention, as far as anything depends on it."""
+        found = getattr(self, part).named_modules()
+        return [path for path, module in found if isinstance(module, nn.Linear) and path.endswith(_TEXT_ATTENTION)]
+
+    def check_lora_format(self, format: str, layers: Sequence[str]) -> None:
+        """Raise a ValueError where no LoRA of these `layers` of the denoiser can be saved in `format`."""
+        from lordfast.adapter.lora_export import check_lora_format
+
+        check_lora_format(self.unet, format, layers)
+
+    def save_lora(self, path: Path, adapter_name: str, *, text: bool = False, format: str = "diffusers") -> Path:
+        """Save a LoRA of the denoiser, and of the text encoders with `text`: see `lordfast.adapter.save_lora`."""
+        from lordfast.adapter import save_lora
+
+        encoders = self.lora_text_encoders if text else {}
+        return save_lora(self.unet, path, adapter_name, format=format, **encoders)

@@ -8,15 +8,7 @@ import numpy as np
 import torch
 
 from lordfast.diffusion.model import LatentDiffusion
-from lordfast.diffusion.stable_diffusion import build_pipeline
 from lordfast.pixels import to_uint8
-
-SAMPLERS = {
-    "ddim": "DDIMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler-a": "EulerAncestralDiscreteScheduler",
-}
 
 
 def generate(
@@ -26,7 +18,7 @@ def generate(
     seed: int = 0,
     steps: int = 25,
     guidance: float = 7.5,
-    sampler: str = "ddim",
+    sampler: str | None = None,
     negative_prompt: str = "",
     resolution: int | None = None,
     batch_size: int = 8,
@@ -39,30 +31,29 @@ def generate(
     Args:
         prompts: one a picture.
         guidance: classifier-free guidance scale; 1 turns guidance off.
-        sampler: one of `SAMPLERS`.
+        sampler: one of the model's `samplers`; None for its default.
         resolution: side in pixels; None for the model's own.
 
     Returns:
         uint8 images (H, W, 3), in the order of `prompts`.
 
     Raises:
-        ValueError: an unknown sampler, a resolution the model can't take, steps or batch_size < 1.
+        ValueError: a sampler or a resolution that the model can't take, steps or batch_size < 1.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    model.check_sampler(sampler)
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     side = model.check_resolution(resolution)
-    pipeline = build_pipeline(model, SAMPLERS[sampler])
+    pipeline = model.pipeline(sampler)
     images: list[np.ndarray] = []
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])
         generators = [torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(chunk))]
         latents = pipeline(
             chunk,
-            negative_prompt=[negative_prompt] * len(chunk),
+            negative_prompt=model.negative(negative_prompt, len(chunk)),
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=generators,

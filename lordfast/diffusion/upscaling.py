@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lordfast.diffusion.families import pipeline_class
+from lordfast.diffusion.families import pipeline_index
 from lordfast.diffusion.model import DTYPES, resolve_device
 from lordfast.diffusion.resolve import resolve_model
 
@@ -23,7 +23,7 @@ def load_upscaler(upscaler: str | Path, *, device: str = "auto", dtype: str = "f
     resolved_device = resolve_device(device)
     try:
         source = resolve_model(upscaler)
-        family = pipeline_class(source, str(upscaler))
+        family = pipeline_index(source, str(upscaler))["_class_name"]
     except ValueError as error:
         raise ValueError(str(error).replace("model:", "upscaler:", 1)) from error
     if family != "StableDiffusionUpscalePipeline":

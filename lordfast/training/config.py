@@ -112,8 +112,11 @@ def check_choices(config: RunConfig) -> None:
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"seed: expected a whole number from 0 to 2^63 - 1, got {config.seed}")
     for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
-            raise ValueError(f"{name}: expected one of {', '.join(get_args(hint))}, got {getattr(config, name)!r}")
+        value = getattr(config, name)
+        kinds = get_args(hint) if type(None) in get_args(hint) and value is not None else (hint,)
+        for kind in kinds:
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise ValueError(f"{name}: expected one of {', '.join(get_args(kind))}, got {value!r}")
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

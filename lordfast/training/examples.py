@@ -132,15 +132,24 @@ class LatentStore:
 
 
 class TextStore:
-    """Per example either cached conditioning rows, or token ids when the text encoder is trained."""
+    """Per example either cached conditioning rows, or token ids when the text encoders are trained.
+
+    A prompt that many examples share is held once: a row is megabytes for some models.
+    """
 
     def __init__(
         self, model: LatentDiffusion, prompts: Sequence[str], cache: TensorCache, trained: bool = False
     ) -> None:
-        self.rows = {"ids": model.tokenize(prompts).cpu()} if trained else cached_text(model, prompts, cache)
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+        self._places = [places[prompt] for prompt in prompts]
+        if trained:
+            self._rows = {name: value.cpu() for name, value in model.tokenize(list(places)).items()}
+        else:
+            self._rows = cached_text(model, list(places), cache)
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        return {name: value[list(indices)] for name, value in self.rows.items()}
+        wanted = [self._places[index] for index in indices]
+        return {name: value[wanted] for name, value in self._rows.items()}
 
 
 def draw_noise(shape: torch.Size, timesteps: int, generator: torch.Generator) -> tuple[Tensor, int]:

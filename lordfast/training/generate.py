@@ -49,8 +49,8 @@ class GenerateConfig(SpeedOptions, RunConfig):
     """Sampler steps."""
     guidance: float = 7.5
     """Classifier-free guidance scale; 1 turns it off."""
-    sampler: Literal["ddim", "dpm++", "euler", "euler-a"] = "ddim"
-    """Which sampler."""
+    sampler: Literal["ddim", "dpm++", "euler", "euler-a", "flow-euler"] | None = None
+    """Which sampler: flow-euler for SD 3, any other for the rest. Left out, ddim or flow-euler."""
     resolution: int | None = None
     """Side in pixels; the model's own when left out."""
     batch_size: int = 8
@@ -74,19 +74,17 @@ def load_adapters(model: LatentDiffusion, lord: Path | None, lora: Path | None) 
 def _load_lora(model: LatentDiffusion, path: Path) -> None:
     from peft.tuners.lora import LoraLayer
 
-    from lordfast.diffusion.stable_diffusion import build_pipeline
-
     if path.is_dir():
         path = path / LORA_FILE
     if not path.is_file():
         raise ValueError(f"lora: {path} does not exist; expected a finished stage2 run or a LoRA file")
     try:
         with stacking_adapters():
-            build_pipeline(model).load_lora_weights(path.parent, weight_name=path.name, adapter_name=LORA_NAME)
+            model.pipeline().load_lora_weights(path.parent, weight_name=path.name, adapter_name=LORA_NAME)
         stored = sum(bool(_DOWN.search(key)) for key in load_file(path))
     except (RuntimeError, KeyError, OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"lora: {path} does not fit {model.name}: {error}") from error
-    parts = (model.unet, model.text_encoder)
+    parts = (model.unet, *model.text_encoders.values())
     loaded = sum(isinstance(m, LoraLayer) and LORA_NAME in m.lora_A for part in parts for m in part.modules())
     # diffusers passes over layers that the model does not have.
     if loaded != stored:
@@ -150,6 +148,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     started = time.perf_counter()
     model = load_model(config.model, device=config.device, dtype=config.dtype)
     model.check_resolution(config.resolution)
+    model.check_sampler(config.sampler)
     load_adapters(model, config.lord, config.lora)
     speed_up(model, config)
     run = RunFolder.open(config, "generate")

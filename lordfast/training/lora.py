@@ -15,13 +15,12 @@ from lordfast.training.loop import Objective
 from lordfast.training.seeds import derive_seed
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-"""The linear layers of the UNet that get a LoRA unless told otherwise: attention, as in diffusers' DreamBooth."""
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The linear layers of the denoiser that get a LoRA unless told otherwise: attention, as in diffusers' DreamBooth."""
 LORA_NAME = "lora"
 
 
 def check_targets(model: LatentDiffusion, targets: Sequence[str]) -> list[str]:
-    """The linear layers of the UNet that `targets` name by the end of their paths.
+    """The linear layers of the denoiser that `targets` name by the end of their paths.
 
     Raises:
         ValueError: one of `targets` names none, which PEFT passes over as long as another one does.
@@ -30,7 +29,7 @@ def check_targets(model: LatentDiffusion, targets: Sequence[str]) -> list[str]:
     missing = [target for target in targets if not any(name.endswith(f".{target}") for name in linear)]
     if missing or not targets:
         got = ", ".join(map(repr, missing)) or "none"
-        raise ValueError(f"target_modules: expected names of linear layers of {model.name}'s UNet, got {got}")
+        raise ValueError(f"target_modules: expected names of linear layers of {model.name}'s denoiser, got {got}")
     return [name[1:] for name in linear if name.endswith(tuple(f".{target}" for target in targets))]
 
 
@@ -52,7 +51,8 @@ def add_lora(
     seed: int = 0,
     name: str = LORA_NAME,
 ) -> None:
-    """Inject a trainable fp32 LoRA `name` (B'' = 0, A'' gaussian) into the UNet and, on request, the text encoder."""
+    """Inject a trainable fp32 LoRA `name` (B'' = 0, A'' gaussian) into the denoiser and, on request, the text encoders
+    that the model's family can train."""
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
 
@@ -61,16 +61,16 @@ def add_lora(
     with stacking_adapters():
         model.unet.add_adapter(LoraConfig(target_modules=list(target_modules), **config), adapter_name=name)
     cast_training_params(model.unet, torch.float32)
-    if text_encoder:
-        model.text_encoder.add_adapter(LoraConfig(target_modules=list(TEXT_TARGETS), **config), adapter_name=name)
-        cast_training_params(model.text_encoder, torch.float32)
+    for part, encoder in model.lora_text_encoders.items() if text_encoder else ():
+        encoder.add_adapter(LoraConfig(target_modules=model.text_lora_targets(part), **config), adapter_name=name)
+        cast_training_params(encoder, torch.float32)
 
 
 class LoraObjective(Objective):
     """L_LDM over the instance images (Eq. 9), plus `prior_weight` times L_LDM over as many class images.
 
     With a prior the batch is (2B, ...): B instance examples, then B class examples. ``text`` holds the conditioning,
-    or ``ids`` (B, L) when the text encoder is trained.
+    or, when the text encoders are trained, their token ids (``ids`` and, for a second one, ``ids_2``), each (B, L).
     """
 
     def __init__(
@@ -78,7 +78,10 @@ class LoraObjective(Objective):
     ) -> None:
         super().__init__()
         self.unet = model.unet
-        self.text_encoder = model.text_encoder if text_encoder_lr is not None else None
+        self._encoders = model.lora_text_encoders if text_encoder_lr is not None else {}
+        for part, encoder in self._encoders.items():
+            # By these names checkpoints know the weights.
+            setattr(self, part, encoder)
         self._model = model
         self._prior_weight = prior_weight
         self._text_lr = text_encoder_lr
@@ -87,7 +90,7 @@ class LoraObjective(Objective):
         self, *, latents: Tensor, noise: Tensor, timesteps: Tensor, text: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         if "ids" in text:
-            text = self._model.embed_tokens(text["ids"])
+            text = self._model.embed_tokens(text)
         losses = self._model.loss(latents, noise, timesteps, text)
         if self._prior_weight is None:
             return {"loss": losses.mean()}
@@ -96,7 +99,7 @@ class LoraObjective(Objective):
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         groups = [{"params": [p for p in self.unet.parameters() if p.requires_grad], "lr": lr}]
-        if self.text_encoder is not None:
-            trained = [p for p in self.text_encoder.parameters() if p.requires_grad]
+        if self._encoders:
+            trained = [p for encoder in self._encoders.values() for p in encoder.parameters() if p.requires_grad]
             groups.append({"params": trained, "lr": self._text_lr})
         return groups

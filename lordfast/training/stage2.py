@@ -48,11 +48,11 @@ class Stage2Config(ImageOptions, SpeedOptions, TrainingConfig):
     lora_alpha: float | None = None
     """alpha''; equal to the rank when left out."""
     target_modules: tuple[str, ...] = TARGETS
-    """Linear layers of the UNet that get a LoRA."""
+    """Linear layers of the denoiser that get a LoRA."""
     latent_sample: bool = False
     """Sample the VAE's posterior at each step instead of taking its mean."""
     train_text_encoder: bool = False
-    """Also train a LoRA in the text encoder."""
+    """Also train a LoRA in the text encoder; in both CLIP encoders of SDXL and SD 3, whose T5 stays as it is."""
     text_encoder_lr: float = 5e-5
     """Its learning rate."""
     prior_preservation: bool = False
@@ -131,7 +131,7 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
     images = _read(model, config, instance)
     if config.prior_preservation and config.class_data is not None:
         _read(model, config, existing_images(config.class_data))
-    check_targets(model, config.target_modules)
+    model.check_lora_format(config.format, check_targets(model, config.target_modules))
     if config.lord is not None:
         from lordfast.adapter import load_lord
 
@@ -176,10 +176,7 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
 
 def save(model: LatentDiffusion, folder: Path, config: Stage2Config) -> None:
     """Write the trained LoRA so that plain diffusers (or a kohya reader) loads it without lordfast."""
-    from lordfast.adapter import save_lora
-
-    text_encoder = model.text_encoder if config.train_text_encoder else None
-    save_lora(model.unet, folder, LORA_NAME, text_encoder=text_encoder, format=config.format)
+    model.save_lora(folder, LORA_NAME, text=config.train_text_encoder, format=config.format)
 
 
 def _read(model: LatentDiffusion, config: Stage2Config, records: Sequence[ImageRecord]) -> list[np.ndarray]:

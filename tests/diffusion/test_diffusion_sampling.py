@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from lordfast.diffusion import LatentDiffusion, load_model
-from lordfast.diffusion.sampling import SAMPLERS, generate
+from lordfast.diffusion.sampling import generate
+from lordfast.diffusion.stable_diffusion import StableDiffusion
 
 PROMPTS = ["a photo of a person", "a landscape", "a photo of a smiling person"]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", StableDiffusion.samplers)
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
 def test_images_are_diffusers_own(sd15_folder: Path, sampler: str, guidance: float) -> None:
-    scheduler = getattr(diffusers, SAMPLERS[sampler]).from_pretrained(sd15_folder, subfolder="scheduler")
+    scheduler = getattr(diffusers, StableDiffusion.samplers[sampler]).from_pretrained(
+        sd15_folder, subfolder="scheduler"
+    )
     with warnings.catch_warnings():
         # The pipeline turns clip_sample off, and says so.
         warnings.simplefilter("ignore", FutureWarning)
@@ -90,7 +93,10 @@ def test_another_resolution(demo_model: LatentDiffusion) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "ddpm"}, r"sampler: expected one of ddim, dpm\+\+, euler, euler-a, got 'ddpm'"),
+        (
+            {"sampler": "ddpm"},
+            r"sampler: expected one of ddim, dpm\+\+, euler, euler-a for demo, a StableDiffusion model, got 'ddpm'",
+        ),
         ({"steps": 0}, "steps: expected at least 1, got 0"),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
         ({"resolution": 50}, "resolution: expected a positive multiple of 16 for demo, got 50"),

@@ -95,13 +95,11 @@ def test_a_lora_with_layers_that_the_model_lacks_is_not_loaded_in_part(stage2: A
 
 
 def test_a_lora_may_not_take_lord_s_name(stage2: Any, lord_folder: Path, tmp_path: Path) -> None:
-    from lordfast.diffusion.stable_diffusion import build_pipeline
-
     run_stage2(stage2(steps=1))
     model = load_model("demo", device="cpu")
     load_adapters(model, lord_folder, None)
     before = {name: value.clone() for name, value in model.unet.named_parameters()}
     with pytest.raises(ValueError, match="lord"):
-        build_pipeline(model).load_lora_weights(tmp_path / "stage2", adapter_name="lord")
+        model.pipeline().load_lora_weights(tmp_path / "stage2", adapter_name="lord")
     after = dict(model.unet.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before.items())

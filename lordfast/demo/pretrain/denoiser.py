@@ -20,8 +20,9 @@ from lordfast.data import FaceAttributes, face_caption, image_grid, landscape_ca
 from lordfast.demo.pretrain.average import Average
 from lordfast.demo.pretrain.pictures import Attributes, Pictures
 from lordfast.demo.pretrain.vocabulary import RARE_TOKEN, make_tokenizer
-from lordfast.diffusion import LatentDiffusion, resolve_device
+from lordfast.diffusion import resolve_device
 from lordfast.diffusion.sampling import generate
+from lordfast.diffusion.stable_diffusion import StableDiffusion
 from lordfast.files import write_atomic
 from lordfast.training.loop import Objective, TrainingConfig, train
 from lordfast.training.processes import make_accelerator, open_run
@@ -217,7 +218,7 @@ def train_denoiser(config: DenoiserConfig, pictures: Pictures, vae_folder: Path,
         if run.write and (last or step % config.sample_every == 0):
             with average.applied():
                 # Copies, as the model freezes what it is given.
-                model = LatentDiffusion(
+                model = StableDiffusion(
                     name="pretrain",
                     unet=copy.deepcopy(unet),
                     vae=vae,

@@ -1,0 +1,74 @@
+"""Complete models of the published architectures with random weights and a byte-level tokenizer, as folders to load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lordfast.diffusion.topologies import Topology, build_denoiser, build_text_encoders, build_vae, find_topology
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def write_random(name: str, folder: str | Path, *, seed: int = 0) -> Path:
+    """Write a diffusers folder that `load_model`, and the pipeline class itself, load; nothing is downloaded.
+
+    The pictures of such a model mean nothing, but it is conditioned on text and timestep, has every layer of the
+    published one, and takes images of 64 pixels.
+
+    Args:
+        name: a topology at toy width: ``sd15-narrow``, ``sd21-narrow``, ``sdxl-narrow``, ``sd3-narrow`` (without T5).
+        folder: where to; made if missing.
+        seed: decides the weights.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ValueError: there is no such topology at toy width.
+    """
+    import diffusers
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    topology = find_topology(name)
+    if not name.endswith("-narrow"):
+        raise ValueError(f"name: expected a topology at toy width, such as {name}-narrow, got {name!r}")
+    encoders = build_text_encoders(topology, seed=seed + 2)
+    parts: dict[str, Any] = {
+        "vae": build_vae(topology, seed=seed + 1),
+        "scheduler": getattr(diffusers, topology.scheduler[0])(**topology.scheduler[1]),
+        _denoiser_part(topology): build_denoiser(topology, seed=seed),
+    }
+    longest = topology.text[0][1]["max_position_embeddings"]
+    for i, encoder in enumerate(encoders):
+        number = f"_{i + 1}" if i else ""
+        # The second tokenizer of SDXL and SD 3 pads with "!", the first with the end of the text.
+        parts[f"text_encoder{number}"] = encoder
+        parts[f"tokenizer{number}"] = byte_tokenizer(longest, pad="!" if i else _END)
+    absent = {
+        "StableDiffusionPipeline": {
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        },
+        "StableDiffusion3Pipeline": {"text_encoder_3": None, "tokenizer_3": None},
+    }.get(topology.pipeline, {})
+    pipeline: Any = getattr(diffusers, topology.pipeline)(**parts, **absent)
+    pipeline.save_pretrained(folder)
+    return Path(folder)
+
+
+def byte_tokenizer(longest: int, *, pad: str = _END) -> Any:
+    """A `CLIPTokenizer` whose 514 tokens are the bytes, each also at the end of a word, and the two ends of a text."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), _START, _END]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=longest, pad_token=pad)
+
+
+def _denoiser_part(topology: Topology) -> str:
+    return "transformer" if "Transformer" in topology.denoiser[0] else "unet"
