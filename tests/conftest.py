@@ -204,6 +204,21 @@ def sd15_folder(save_sd15: Callable[..., Path]) -> Path:
     return save_sd15("sd15")
 
 
+@pytest.fixture(scope="session")
+def narrow_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``narrow_folder("sdxl")``: a random model of that topology at toy width, written once."""
+    from lordfast.diffusion.random_model import write_random
+
+    root = tmp_path_factory.mktemp("narrow")
+
+    def folder(family: str) -> Path:
+        if not (root / family).exists():
+            write_random(f"{family}-narrow", root / family)
+        return root / family
+
+    return folder
+
+
 # ---- the operations: random arguments, and Eq. 4-5 written out literally ----
 
 NAMES = ("x", "weight", "bias", "lord_A", "lord_B", "lord_B_adv", "w1", "b1", "w2", "b2")

@@ -9,9 +9,18 @@ from lordfast.diffusion.topologies import Topology, build_denoiser, build_text_e
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
+# Parts that a pipeline has to be told it is without.
+_ABSENT: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+    "StableDiffusion3Pipeline": {"text_encoder_3": None, "tokenizer_3": None},
+}
+
 
 def write_random(name: str, folder: str | Path, *, seed: int = 0) -> Path:
     """Write a diffusers folder that `load_model`, and the pipeline class itself, load; nothing is downloaded.
+
+    diffusers wants to be told of SD 3 that there is no T5: ``from_pretrained(folder, text_encoder_3=None,
+    tokenizer_3=None)``.
 
     The pictures of such a model mean nothing, but it is conditioned on text and timestep, has every layer of the
     published one, and takes images of 64 pixels.
@@ -46,15 +55,7 @@ def write_random(name: str, folder: str | Path, *, seed: int = 0) -> Path:
         # The second tokenizer of SDXL and SD 3 pads with "!", the first with the end of the text.
         parts[f"text_encoder{number}"] = encoder
         parts[f"tokenizer{number}"] = byte_tokenizer(longest, pad="!" if i else _END)
-    absent = {
-        "StableDiffusionPipeline": {
-            "safety_checker": None,
-            "feature_extractor": None,
-            "requires_safety_checker": False,
-        },
-        "StableDiffusion3Pipeline": {"text_encoder_3": None, "tokenizer_3": None},
-    }.get(topology.pipeline, {})
-    pipeline: Any = getattr(diffusers, topology.pipeline)(**parts, **absent)
+    pipeline: Any = getattr(diffusers, topology.pipeline)(**parts, **_ABSENT.get(topology.pipeline, {}))
     pipeline.save_pretrained(folder)
     return Path(folder)
 
