@@ -14,7 +14,9 @@ import copy
 import importlib
 import importlib.util
 import json
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -217,6 +219,28 @@ def narrow_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         return root / family
 
     return folder
+
+
+@pytest.fixture
+def ctrl_c_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """``with ctrl_c_at(k):`` presses Ctrl-C while step k's row is logged, which is in step k + 1."""
+
+    from lordfast.training.run import RunFolder
+
+    @contextmanager
+    def press(k: int) -> Iterator[None]:
+        log = RunFolder.log
+
+        def logged(self: object, row: dict) -> None:
+            log(self, row)
+            if row["step"] == k:
+                signal.raise_signal(signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "log", logged)
+            yield
+
+    return press
 
 
 # ---- the operations: random arguments, and Eq. 4-5 written out literally ----

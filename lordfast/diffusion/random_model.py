@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lordfast.diffusion.topologies import Topology, build_denoiser, build_text_encoders, build_vae, find_topology
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -43,9 +45,10 @@ def write_random(name: str, folder: str | Path, *, seed: int = 0) -> Path:
     topology = find_topology(name)
     if not name.endswith("-narrow"):
         raise ValueError(f"name: expected a topology at toy width, such as {name}-narrow, got {name!r}")
-    encoders = build_text_encoders(topology, seed=seed + 2)
+    encoders, vae = build_text_encoders(topology, seed=seed + 2), build_vae(topology, seed=seed + 1)
+    _unit_latents(vae, topology.resolution, seed)
     parts: dict[str, Any] = {
-        "vae": build_vae(topology, seed=seed + 1),
+        "vae": vae,
         "scheduler": getattr(diffusers, topology.scheduler[0])(**topology.scheduler[1]),
         _denoiser_part(topology): build_denoiser(topology, seed=seed),
     }
@@ -69,6 +72,18 @@ def byte_tokenizer(longest: int, *, pad: str = _END) -> Any:
     words = [*letters, *(letter + "</w>" for letter in letters), _START, _END]
     vocabulary = {word: i for i, word in enumerate(words)}
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=longest, pad_token=pad)
+
+
+@torch.no_grad()
+def _unit_latents(vae: Any, side: int, seed: int) -> None:
+    """Make latents of pictures vary as trained ones do, by about 1: at random they hardly show beside the noise."""
+    coarse = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    pictures = torch.nn.functional.interpolate(coarse * 2 - 1, size=(side, side), mode="bilinear")
+    spread = vae.encode(pictures).latent_dist.mean.std() * vae.config.scaling_factor
+    last = vae.quant_conv if vae.quant_conv is not None else vae.encoder.conv_out
+    # The rows behind these are the logarithm of the variance.
+    last.weight[: vae.config.latent_channels] /= spread
+    last.bias[: vae.config.latent_channels] /= spread
 
 
 def _denoiser_part(topology: Topology) -> str:

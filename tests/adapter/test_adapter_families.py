@@ -147,10 +147,12 @@ def test_kohya_names_sdxl_s_layers_as_its_original_code_does(
     model = load_model(narrow_folder("sdxl"), device="cpu")
     _add_lora(model.unet, ["attn1.to_q"])
     keys = safetensors.torch.load_file(model.save_lora(tmp_path, "sks", format="kohya"))
-    inside = "1_transformer_blocks_0_attn1_to_q.lora_down.weight"
-    for there in ("input_blocks_4", "input_blocks_8", "middle_block", "output_blocks_0", "output_blocks_5"):
-        assert f"lora_unet_{there}_{inside}" in keys
-    assert not any("_blocks_3_1" in key for key in keys), "a block that changes the size holds no attention"
+    middle = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q"
+    assert {f"{middle}.lora_down.weight", f"{middle}.lora_up.weight", f"{middle}.alpha"} <= keys.keys()
+    blocks = {key.split("_transformer")[0].removeprefix("lora_unet_") for key in keys}
+    # Of nine blocks a half, those of the two lower resolutions hold attention; 3 and 6 change the resolution.
+    numbers = {"input": (4, 5, 7, 8), "output": range(6)}
+    assert blocks == {f"{half}_blocks_{n}_1" for half in numbers for n in numbers[half]} | {"middle_block_1"}
 
 
 def test_what_kohya_has_no_name_for_is_refused(narrow_folder: Callable[[str], Path]) -> None:

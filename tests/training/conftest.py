@@ -172,23 +172,3 @@ def predict() -> Callable[[Any], Tensor]:
             return model.predict(noisy, torch.tensor([10, 700]), model.embed(["a photo of sks person", "a tree"]))
 
     return compute
-
-
-@pytest.fixture
-def ctrl_c_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
-    """``with ctrl_c_at(k):`` presses Ctrl-C while step k's row is logged, which is in step k + 1."""
-
-    @contextmanager
-    def press(k: int) -> Iterator[None]:
-        log = RunFolder.log
-
-        def logged(self: RunFolder, row: dict[str, Any]) -> None:
-            log(self, row)
-            if row["step"] == k:
-                signal.raise_signal(signal.SIGINT)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(RunFolder, "log", logged)
-            yield
-
-    return press
