@@ -1,7 +1,8 @@
 """What a latent diffusion model is to lordfast: load its parts once, encode, noise, predict, loss, sample, cache.
 
-The only package that knows pipeline classes: a new model family is one more file here.
-May be imported by training and everything above it; imports only the conversion of pixels.
+The only package that knows pipeline classes: a new model family is one more file here, with a subclass of
+LatentDiffusion. May be imported by training and everything above it; imports the adapter, to save LoRAs, and the
+conversion of pixels.
 """
 
 from lordfast.diffusion.cache import TensorCache, content_key

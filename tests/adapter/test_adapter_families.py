@@ -73,7 +73,7 @@ def test_token_gates_stand_on_both_streams(narrow_folder: Callable[[str], Path])
 def test_save_and_load_through_pipelines(family: str, narrow_folder: Callable[[str], Path], tmp_path: Path) -> None:
     model = load_model(narrow_folder(family), device="cpu")
     bare = _prediction(model)
-    _inject(model, ["attn.to_q", *JOINT] if family == "sd3" else ["attn1.to_q"])
+    _inject(model, ["attn.to_q", *JOINT] if family == "sd3" else ["transformer_blocks.0.attn1.to_q"])
     changed = _prediction(model)
     assert (changed - bare).abs().max() > 1e-2
     pipeline = model.pipeline()
@@ -115,7 +115,12 @@ def test_plain_diffusers_loads_the_lora_of_both_streams_and_every_encoder(
 ) -> None:
     model = load_model(narrow_folder(family), device="cpu")
     bare = _prediction(model)
-    _add_lora(model.unet, ["attn1.to_q", "attn2.to_v", "proj_in"] if family != "sd3" else ["to_out.0", *JOINT])
+    _add_lora(
+        model.unet,
+        ["transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn2.to_v", "proj_in"]
+        if family != "sd3"
+        else ["to_out.0", *JOINT],
+    )
     without_text = _prediction(model)
     for part, encoder in model.lora_text_encoders.items():
         _add_lora(encoder, model.text_lora_targets(part), text=True)
@@ -145,7 +150,7 @@ def test_kohya_names_sdxl_s_layers_as_its_original_code_does(
     narrow_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model = load_model(narrow_folder("sdxl"), device="cpu")
-    _add_lora(model.unet, ["attn1.to_q"])
+    _add_lora(model.unet, ["transformer_blocks.0.attn1.to_q"])
     keys = safetensors.torch.load_file(model.save_lora(tmp_path, "sks", format="kohya"))
     middle = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q"
     assert {f"{middle}.lora_down.weight", f"{middle}.lora_up.weight", f"{middle}.alpha"} <= keys.keys()

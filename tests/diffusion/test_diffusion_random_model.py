@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lordfast.diffusion import load_model
+from lordfast.data import make_faces
+from lordfast.diffusion import LatentDiffusion, load_model
 from lordfast.diffusion.random_model import byte_tokenizer, write_random
+from lordfast.pixels import to_tensor
 
 
-def _prediction(folder: Path, prompt: str = "a photo", time: int = 500, seed: int = 0) -> Tensor:
-    model = load_model(folder, device="cpu")
+def _prediction(model: LatentDiffusion, prompt: str = "a photo", time: int = 500, seed: int = 0) -> Tensor:
     noisy = torch.randn(1, *model.latent_shape(64, 64), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return model.predict(noisy, torch.tensor([time]), model.embed([prompt]))[0]
@@ -20,19 +21,29 @@ def _prediction(folder: Path, prompt: str = "a photo", time: int = 500, seed: in
 
 @pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl", "sd3"])
 def test_predictions_depend_on_everything_and_do_not_explode(family: str, narrow_folder: Callable[[str], Path]) -> None:
-    folder = narrow_folder(family)
-    plain = _prediction(folder)
+    model = load_model(narrow_folder(family), device="cpu")
+    plain = _prediction(model)
     assert 0.1 < plain.std() < 3 and plain.flatten(1).std(dim=1).min() > 0.02
-    for other in (_prediction(folder, prompt="a tree"), _prediction(folder, time=100), _prediction(folder, seed=1)):
+    for other in (_prediction(model, prompt="a tree"), _prediction(model, time=100), _prediction(model, seed=1)):
         assert (other - plain).std() > 0.03 * plain.std()
 
 
 def test_the_seed_decides_the_weights(tmp_path: Path, narrow_folder: Callable[[str], Path]) -> None:
     again = write_random("sd3-narrow", tmp_path / "again")
     other = write_random("sd3-narrow", tmp_path / "other", seed=1)
-    plain = _prediction(narrow_folder("sd3"))
-    assert torch.equal(_prediction(again), plain)
-    assert not torch.allclose(_prediction(other), plain, atol=0.1)
+    plain, same, different = (
+        _prediction(load_model(folder, device="cpu")) for folder in (narrow_folder("sd3"), again, other)
+    )
+    assert torch.equal(same, plain)
+    assert not torch.allclose(different, plain, atol=0.1)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_pictures_make_latents_that_vary_as_trained_ones_do(family: str, narrow_folder: Callable[[str], Path]) -> None:
+    model = load_model(narrow_folder(family), device="cpu")
+    with torch.no_grad():
+        latents = model.encode(to_tensor([face.image for face in make_faces(4, seed=1)]))
+    assert 0.5 < latents.std() < 2
 
 
 def test_only_toy_widths_are_written(tmp_path: Path) -> None:
