@@ -23,8 +23,9 @@ def noise_and_denoise(
 ) -> Tensor:
     """Add `noise` up to timestep `start`, then take `steps` deterministic DDIM steps (Song et al. 2021, Eq. 12) to 0.
 
-    Under flow matching these are Euler steps of the same length. The steps lie evenly between `start` and 0. diffusers' schedulers start at a fraction of a full schedule only; here
-    the noise level is exact, every operation is differentiable, and no sample depends on another.
+    Under flow matching these are Euler steps. They lie evenly between `start` and 0. diffusers' schedulers start at a
+    fraction of a full schedule only; here the noise level is exact, every operation is differentiable, and no sample
+    depends on another.
 
     Args:
         latents: (B, C, h, w), scaled.

@@ -115,12 +115,8 @@ def test_plain_diffusers_loads_the_lora_of_both_streams_and_every_encoder(
 ) -> None:
     model = load_model(narrow_folder(family), device="cpu")
     bare = _prediction(model)
-    _add_lora(
-        model.unet,
-        ["transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn2.to_v", "proj_in"]
-        if family != "sd3"
-        else ["to_out.0", *JOINT],
-    )
+    unet_targets = ["transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn2.to_v", "proj_in"]
+    _add_lora(model.unet, ["to_out.0", *JOINT] if family == "sd3" else unet_targets)
     without_text = _prediction(model)
     for part, encoder in model.lora_text_encoders.items():
         _add_lora(encoder, model.text_lora_targets(part), text=True)
