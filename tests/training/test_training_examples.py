@@ -80,3 +80,12 @@ def test_latents_are_those_of_the_model(demo_model: Any, wide: Path) -> None:
     draws = torch.stack([store.draw(0, derived_generator(i), sample=True) for i in range(400)])
     spread = (draws - store.mean[0]) / store.std[0].clamp_min(1e-12)
     assert abs(float(spread.mean())) < 0.05 and abs(float(spread.std()) - 1) < 0.05
+
+
+def test_examples_that_share_a_prompt_share_its_row_and_nothing_else(demo_model: Any) -> None:
+    prompts = ["a face", "a hill", "a face", "a tree"]
+    cached, tokens = (TextStore(demo_model, prompts, TensorCache(), trained=trained) for trained in (False, True))
+    expected = demo_model.embed(prompts)["encoder_hidden_states"]
+    torch.testing.assert_close(cached([0, 1, 2, 3])["encoder_hidden_states"], expected)
+    torch.testing.assert_close(cached([3, 0, 3])["encoder_hidden_states"], expected[[3, 0, 3]])
+    assert torch.equal(tokens([1, 2])["ids"], demo_model.tokenize(["a hill", "a face"])["ids"])
