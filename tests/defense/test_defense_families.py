@@ -81,7 +81,7 @@ def _stage2(root: Path, folder: str = "stage2", **settings: Any) -> Stage2Config
         "lord": root / "stage1",
         "target_modules": LORA_TARGETS[root.name],
         "train_text_encoder": True,
-        "steps": 2,
+        "steps": 3,
         "batch_size": 1,
         "lr": 5e-2,
         "text_encoder_lr": 5e-2,
@@ -161,12 +161,12 @@ def test_generate_draws_with_both_and_goes_on_where_it_stopped(root: Path) -> No
 
 
 def test_resumed_runs_end_bit_equal(root: Path, ctrl_c_at: Any) -> None:
-    with ctrl_c_at(1), pytest.raises(Interrupted, match="after step 1 of 2"):
+    with ctrl_c_at(1), pytest.raises(Interrupted, match="after step 2 of 3"):
         run_stage2(_stage2(root, "again"))
     run_stage2(_stage2(root, "again", resume=True))
     assert (root / "again" / LORA).read_bytes() == (root / "stage2" / LORA).read_bytes()
     if root.name == "sd3":
-        with ctrl_c_at(2), pytest.raises(Interrupted, match="after step 2 of 4"):
+        with ctrl_c_at(2), pytest.raises(Interrupted, match="after step 3 of 4"):
             run_stage1(_stage1(root, "once more"))
         run_stage1(_stage1(root, "once more", resume=True))
         one, other = (root / name / "lord.safetensors" for name in ("once more", "stage1"))

@@ -1,8 +1,7 @@
 """A toy objective that exercises the loop in milliseconds, and short Stage-2 configs."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
