@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +49,7 @@ def generate(
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     side = model.check_resolution(resolution)
     pipeline = model.pipeline(sampler)
+    _schedule_on_host(pipeline.scheduler)
     images: list[np.ndarray] = []
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])
@@ -64,3 +67,17 @@ def generate(
         with torch.no_grad():
             images.extend(to_uint8(model.decode(latents)))
     return images
+
+
+def _schedule_on_host(scheduler: Any) -> None:
+    """Keep the timesteps in host memory, where the scheduler looks its coefficients up with them.
+
+    On the device, where pipelines put them, each step would wait for the device to say which timestep it is.
+    """
+    make = scheduler.set_timesteps
+
+    @functools.wraps(make)
+    def set_timesteps(*args: Any, device: Any = None, **kwargs: Any) -> None:
+        make(*args, device="cpu", **kwargs)
+
+    scheduler.set_timesteps = set_timesteps

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lordfast.data import make_faces
 from lordfast.diffusion import LatentDiffusion, load_model
-from lordfast.diffusion.random_model import byte_tokenizer, write_random
+from lordfast.diffusion.random_model import byte_tokenizer, random_model, write_random
 from lordfast.pixels import to_tensor
 
 
@@ -59,3 +59,24 @@ def test_the_tokenizer_knows_every_byte() -> None:
     ids = tokenizer(["Größe £ 5"], padding="max_length", max_length=20).input_ids[0]
     assert tokenizer.decode(ids, skip_special_tokens=True).strip("!").strip() == "größe £ 5"
     assert ids[0] == 512 and 513 in ids and ids[-1] == 0
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl", "sd3"])
+def test_a_model_in_memory_is_the_model_in_the_folder(family: str, narrow_folder: Callable[[str], Path]) -> None:
+    stored = load_model(narrow_folder(family), device="cpu", dtype="bf16")
+    made = random_model(f"{family}-narrow", device="cpu", dtype="bf16")
+    assert type(made) is type(stored) and made.dtype == torch.bfloat16 and made.resolution == stored.resolution
+    assert torch.equal(_prediction(made), _prediction(stored))
+    for part in ("unet", "vae"):
+        weights, others = (getattr(model, part).state_dict() for model in (made, stored))
+        assert weights.keys() == others.keys()
+        # The VAE's last layer is scaled by what it makes of pictures of another size.
+        same = [name for name, value in weights.items() if torch.equal(value, others[name])]
+        assert len(same) >= len(weights) - 2
+
+
+def test_settings_of_a_model_in_memory() -> None:
+    with pytest.raises(ValueError, match="topology: expected one of sd15, "):
+        random_model("sd16")
+    with pytest.raises(ValueError, match="dtype: expected one of fp32, bf16, fp16, got 'fp8'"):
+        random_model("sd15-narrow", dtype="fp8")

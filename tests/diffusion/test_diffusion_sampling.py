@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -105,3 +106,20 @@ def test_another_resolution(demo_model: LatentDiffusion) -> None:
 def test_bad_requests(demo_model: LatentDiffusion, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(demo_model, PROMPTS[:1], **options)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "euler", "euler-a"])
+def test_the_schedule_stays_on_the_host(demo_model: Any, sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = type(demo_model.pipeline(sampler).scheduler)
+    asked: list[str] = []
+    make = scheduler.set_timesteps
+
+    def spy(self: Any, *args: Any, device: Any = None, **kwargs: Any) -> None:
+        asked.append(str(device))
+        make(self, *args, device=device, **kwargs)
+
+    monkeypatch.setattr(scheduler, "set_timesteps", spy)
+    # As if the model were on a device: pipelines take it from their modules, and ask for the schedule there.
+    monkeypatch.setattr(type(demo_model.pipeline(sampler)), "_execution_device", property(lambda self: "cpu:0"))
+    generate(demo_model, ["a face"], steps=2, sampler=sampler)
+    assert asked == ["cpu"]
