@@ -231,7 +231,9 @@ class LordLinear(nn.Module, LordLayer):
 
     def branches(self, name: str) -> tuple[Tensor, Tensor, Tensor, Gate]:
         """A, B, B' and the gate of one adapter, as the operations take them."""
-        a, b, b_adv, *gate = [getattr(self, parameters)[name] for parameters in PARAMETER_DICTS]
+        # Past the attribute look-ups of Module and ParameterDict, which are a tenth of a small layer's time.
+        own: Any = self._modules
+        a, b, b_adv, *gate = [own[parameters]._parameters[name] for parameters in PARAMETER_DICTS]
         return a, b, b_adv, Gate(*gate)
 
     def projection(self, name: str, dtype: torch.dtype) -> Projection:

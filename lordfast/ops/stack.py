@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import schema
+from .autograd import apply
 from .checks import check_lord, check_shape, check_tensor
 from .gate import Gate
 from .linear import Activation, Granularity
@@ -70,7 +71,7 @@ def lord_stack(
     )
     options = (float(scaling), granularity == "sample", activation)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        *y, gate_logit, _ = LordStackFunction.apply(weight, bias, *options, *tensors)
+        *y, gate_logit, _ = apply(LordStackFunction, weight, bias, *options, *tensors)
         return tuple(y), gate_logit
     found, gate_logit, _ = schema.lord_stack_forward(x, weight, bias, *_by_role(tensors[1:]), *options)
     return tuple(found), gate_logit
