@@ -44,7 +44,7 @@ class LordFunction(torch.autograd.Function):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Run the opaque forward operation."""
-        return schema.lord_forward(*args)
+        return schema.call(schema.lord_forward, args[0], *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -66,7 +66,9 @@ class LordFunction(torch.autograd.Function):
         if grad_y is None and grad_logit is None:
             return (None,) * 14
         needs = list(ctx.needs_input_grad[:10])
-        grads = iter(schema.lord_backward(grad_y, grad_logit, *ctx.saved_tensors, *ctx.options, needs, ctx.backend))
+        saved = ctx.saved_tensors
+        args = (grad_y, grad_logit, *saved, *ctx.options, needs, ctx.backend)
+        grads = iter(schema.call(schema.lord_backward, saved[1], *args))
         return (*(next(grads) if wanted else None for wanted in needs), None, None, None, None)
 
 
@@ -79,7 +81,8 @@ class LordQkvFunction(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         """Run the opaque forward operation."""
-        y, gate_logit, u = schema.lord_qkv_forward(x, *schema.by_role(rest[:27]), *rest[27:])
+        args = (x, *schema.by_role(rest[:27]), *rest[27:])
+        y, gate_logit, u = schema.call(schema.lord_qkv_forward, x, *args)
         return (*y, *gate_logit, *u)
 
     @staticmethod
@@ -108,9 +111,8 @@ class LordQkvFunction(torch.autograd.Function):
                 parameters += [None] * 9
                 continue
             gate_logit, u, own = saved[p], saved[3 + p], saved[6 + 9 * p : 15 + 9 * p]
-            out = iter(
-                schema.lord_backward(grad_y, grad_logit, x, gate_logit, u, *own, *ctx.options, needs, ctx.backend)
-            )
+            args = (grad_y, grad_logit, x, gate_logit, u, *own, *ctx.options, needs, ctx.backend)
+            out = iter(schema.call(schema.lord_backward, gate_logit, *args))
             if needs[0]:
                 one = next(out)
                 dx = one if dx is None else dx + one

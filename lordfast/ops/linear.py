@@ -117,5 +117,5 @@ def _lord(
     if differentiable:
         y, gate_logit, _ = apply(LordFunction, *tensors, *options)
     else:
-        y, gate_logit, _ = schema.lord_forward(*tensors, *options)
+        y, gate_logit, _ = schema.call(schema.lord_forward, x, *tensors, *options)
     return y, gate_logit

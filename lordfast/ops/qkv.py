@@ -67,7 +67,8 @@ def lord_qkv(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         outputs = apply(LordQkvFunction, *tensors, *options)
         return outputs[:3], outputs[3:6]
-    y, gate_logit, _ = schema.lord_qkv_forward(x, *schema.by_role(tensors[1:]), *options)
+    args = (x, *schema.by_role(tensors[1:]), *options)
+    y, gate_logit, _ = schema.call(schema.lord_qkv_forward, x, *args)
     return (y[0], y[1], y[2]), (gate_logit[0], gate_logit[1], gate_logit[2])
 
 

@@ -73,7 +73,8 @@ def lord_stack(
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         *y, gate_logit, _ = apply(LordStackFunction, weight, bias, *options, *tensors)
         return tuple(y), gate_logit
-    found, gate_logit, _ = schema.lord_stack_forward(x, weight, bias, *_by_role(tensors[1:]), *options)
+    args = (x, weight, bias, *_by_role(tensors[1:]), *options)
+    found, gate_logit, _ = schema.call(schema.lord_stack_forward, x, *args)
     return tuple(found), gate_logit
 
 
@@ -84,7 +85,9 @@ class LordStackFunction(torch.autograd.Function):
     def forward(*args: Any) -> tuple[Tensor, ...]:
         """Run the opaque forward operation."""
         weight, bias, *rest = args
-        y, gate_logit, u = schema.lord_stack_forward(rest[3], weight, bias, *_by_role(rest[4:]), *rest[:3])
+        x = rest[3]
+        args = (x, weight, bias, *_by_role(rest[4:]), *rest[:3])
+        y, gate_logit, u = schema.call(schema.lord_stack_forward, x, *args)
         return (*y, gate_logit, u)
 
     @staticmethod
@@ -103,11 +106,8 @@ class LordStackFunction(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[5:])
         roles = _by_role(wanted[1:])
         needs = [wanted[0], *(any(role) if isinstance(role, list) else role for role in roles)]
-        out = iter(
-            schema.lord_stack_backward(
-                list(grads[:-2]), grads[-2], x, gate_logit, u, weight, *_by_role(parameters), *ctx.options, needs
-            )
-        )
+        given = (list(grads[:-2]), grads[-2], x, gate_logit, u, weight, *_by_role(parameters), *ctx.options, needs)
+        out = iter(schema.call(schema.lord_stack_backward, gate_logit, *given))
         found: list[Tensor | None] = [next(out) if wanted[0] else None]
         for role, needed in zip(roles, needs[1:], strict=True):
             count = len(role) if isinstance(role, list) else 1

@@ -341,8 +341,7 @@ def test_a_peft_model_and_a_pipelines_unet(demo_model: LatentDiffusion) -> None:
 
 
 def test_compiled_blocks() -> None:
-    unet = add_lord(small_unet())
-    add_lora(unet, "one")
+    unet = add_lord(small_unet(block_out_channels=(8, 8)))
     expected = Call(unet).outcome(unet)
     lordfast.optimize(unet)
     unet.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
@@ -350,17 +349,14 @@ def test_compiled_blocks() -> None:
     torch._dynamo.utils.counters.clear()
     call = Call(unet)
     assert_same(call.outcome(unet), expected)
-    # The four blocks of one width share what was compiled, though each has its own place among the text's projections.
+    # The four blocks share what was compiled, though each has its own place among the text's projections.
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        assert_same(call.outcome(unet), expected)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled <= 2
+        call.predict(unet)
     ran = {event.key: event.count for event in profile.key_averages()}
-    assert (ran["lordfast::lord_stack_forward"], ran["lordfast::lord_qkv_forward"], ran["lordfast::lord_forward"]) == (
-        1,
-        4,
-        12,
-    )
+    assert compiled == 1 == torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    found = [ran[f"lordfast::{name}_forward"] for name in ("lord_stack", "lord_qkv", "lord")]
+    assert found == [1, 4, 12]
 
 
 # ---- how often ------------------------------------------------------------------------------------------------------
