@@ -201,10 +201,8 @@ class LordLinear(nn.Module, LordLayer):
         self.update_layer(adapter_name, config)
         self.set_adapter([adapter_name], inference_mode=config.inference_mode)
 
-    def forward(
-        self, x: Tensor, *args: Any, lord_result: tuple[Tensor, Tensor] | None = None, **kwargs: Any
-    ) -> Tensor:
-        """y (..., N); `lord_result` is (y, gate logit) where they were computed before, with other layers' of this x."""
+    def forward(self, x: Tensor, *args: Any, lord_result: tuple[Tensor, Tensor] | None = None, **kwargs: Any) -> Tensor:
+        """y (..., N); `lord_result` is (y, gate logit) where they were computed before, with those of other layers."""
         name = self.active_lord
         if name is None or not self.lord_enabled:
             return self.base_layer(x, *args, **kwargs)

@@ -32,9 +32,7 @@ def takes_result(module: Any) -> LordLinear | None:
 
 def _sees_input(module: nn.Module) -> bool:
     own = module.__dict__
-    return bool(
-        own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"] or "forward" in own
-    )
+    return bool(own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"] or "forward" in own)
 
 
 def kind_of(layer: LordLinear) -> tuple[Any, ...]:
@@ -65,8 +63,8 @@ def project_qkv(to_q: Any, to_k: Any, to_v: Any, x: Tensor) -> tuple[Tensor, Ten
         return None
     _, _, _, scaling, granularity, activation, _ = kind
     inner = as_computed(x)
-    projections = [layer.projection(layer._active_adapter[0], inner.dtype) for layer in (q, k, v)]
-    y, logit = lord_qkv(inner, *projections, scaling, granularity=granularity, activation=activation)
+    one, two, three = (layer.projection(layer._active_adapter[0], inner.dtype) for layer in (q, k, v))
+    y, logit = lord_qkv(inner, one, two, three, scaling, granularity=granularity, activation=activation)
     return (
         to_q(x, lord_result=(y[0], logit[0])),
         to_k(x, lord_result=(y[1], logit[1])),

@@ -111,7 +111,10 @@ class TextFusion:
         if len(args) > self._kwargs_at:
             given = {**(args[self._kwargs_at] or {}), KEYWORD: projections}
             return (*args[: self._kwargs_at], given, *args[self._kwargs_at + 1 :]), kwargs
-        return args, {**kwargs, "cross_attention_kwargs": {**(kwargs.get("cross_attention_kwargs") or {}), KEYWORD: projections}}
+        return args, {
+            **kwargs,
+            "cross_attention_kwargs": {**(kwargs.get("cross_attention_kwargs") or {}), KEYWORD: projections},
+        }
 
     def release(self) -> None:
         """Forget everything, and give the layers' weights memory of their own again."""
@@ -132,24 +135,16 @@ class TextFusion:
         tensors = [t for member in members for t in _tensors(member)]
         if torch.is_grad_enabled() and (text.requires_grad or any(t.requires_grad for t in tensors)):
             self._kept = None
-            return self._bundle(text, [group.compute(text) for group in self._groups])
-        edits = [0 if member.lord is None else member.lord.base_edits for member in members]
-        # An inference tensor has no version: what is computed from one is not kept.
-        keep = not (text.is_inference() or any(t.is_inference() for t in tensors))
-        key = None
-        if keep:
-            state = [(id(t), t._version, t.data_ptr()) for t in tensors]
-            key = (text._version, as_computed(text[:0]).dtype, torch.is_inference_mode_enabled(), edits, state)
-            if self._kept is not None and self._kept[0]() is text and self._kept[1] == key:
-                return self._bundle(text, self._kept[2])
+            return TextProjections(text, *self._compute(text))
+        state = _state(text, members, tensors)
+        if state is not None and self._kept is not None and self._kept[0]() is text and self._kept[1] == state:
+            return TextProjections(text, *self._kept[2])
         with torch.no_grad():
-            outputs = [group.compute(text) for group in self._groups]
-        if keep:
-            # The weights may just have moved: the next call's addresses are the ones after that.
-            state = [(id(t), t._version, t.data_ptr()) for t in tensors]
-            assert key is not None
-            self._kept = (weakref.ref(text), (*key[:-1], state), outputs, tensors)
-        return self._bundle(text, outputs)
+            outputs = self._compute(text)
+        # Asked again: the weights may just have moved.
+        state = _state(text, members, tensors)
+        self._kept = None if state is None else (weakref.ref(text), state, outputs, tensors)
+        return TextProjections(text, *outputs)
 
     def _members(self, text: Tensor) -> list[Member]:
         """The projections that can be computed here, as they are now; none at all where a processor is not ours."""
@@ -162,7 +157,7 @@ class TextFusion:
             for role, name in (("key", "to_k"), ("value", "to_v")):
                 module: Any = attention._modules[name]
                 lord = takes_result(module)
-                base = module if lord is None else lord._modules["base_layer"]
+                base: Any = module if lord is None else lord._modules["base_layer"]
                 if (lord is not None or is_plain_linear(module)) and _fits(base, text):
                     found.append(Member(processor, role, lord, base))
         return found
@@ -196,12 +191,24 @@ class TextFusion:
                 setattr(member.processor, member.role, place)
                 row += 1
 
-    def _bundle(self, text: Tensor, outputs: Sequence[Outputs]) -> TextProjections:
+    def _compute(self, text: Tensor) -> tuple[Any, ...]:
+        """`TextProjections` but for its first field."""
+        outputs = [group.compute(text) for group in self._groups]
         rows: list[tuple[Tensor, Tensor | None]] = []
         for y, logit in outputs:
             ys = [one for run in y for one in run.unbind(0)]
             rows += zip(ys, [None] * len(ys) if logit is None else logit.unbind(0), strict=True)
-        return TextProjections(text, tuple(y for y, _ in outputs), tuple(logit for _, logit in outputs), tuple(rows))
+        return tuple(y for y, _ in outputs), tuple(logit for _, logit in outputs), tuple(rows)
+
+
+def _state(text: Tensor, members: Sequence[Member], tensors: Sequence[Tensor]) -> tuple[Any, ...] | None:
+    """What results without a gradient depend on; None where that can't be said: inference tensors have no version."""
+    edits = [0 if member.lord is None else member.lord.base_edits for member in members]
+    modes = as_computed(text[:0]).dtype, torch.is_inference_mode_enabled()
+    try:
+        return modes, edits, text._version, [(id(t), t._version, t.data_ptr()) for t in tensors]
+    except RuntimeError:
+        return None
 
 
 def _tensors(member: Member) -> list[Tensor]:

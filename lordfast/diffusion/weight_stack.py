@@ -14,7 +14,7 @@ class WeightStack:
     The weights are moved into one buffer, and each parameter's data become its rows there: one product reads them all,
     the memory is what it was, and parameters, state dicts, files and in-place changes are what they were. (SDXL's text
     projections are 0.7 GB; a copy a call would cost more than it saves.) What gives a parameter memory of its own
-    again (``unet.to``, ``deepcopy``, loading with ``assign=True``) is seen by its address, and they are moved once more.
+    again (``unet.to``, ``deepcopy``, loading with ``assign=True``) is seen by its address, and they are moved again.
     Parameters that lie so already (two models that share them, a pickle that was loaded) stay where they are; those
     that are parts of some other piece of memory stay there too, and are copied together at each call.
     """

@@ -1,4 +1,4 @@
-"""LoRD's fused operations: `lord_linear`, `lord_delta`, `lord_qkv`, `lord_stack`, `pgd_step`, and the choice of a backend for them.
+"""LoRD's fused operations, `lord_linear`, `lord_delta`, `lord_qkv`, `lord_stack`, `pgd_step`, and who runs them.
 
 Knows torch and the native extension only; everything above (`lordfast.adapter` and on) may import it.
 """

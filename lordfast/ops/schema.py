@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -227,7 +228,7 @@ lord_stack_backward = torch.ops.lordfast.lord_stack_backward.default
 pgd_step = torch.ops.lordfast.pgd_step.default
 
 
-_KERNELS = {
+_KERNELS: dict[Any, Callable[..., Any]] = {
     lord_forward: _lord_forward,
     lord_qkv_forward: _lord_qkv_forward,
     lord_backward: _lord_backward,
@@ -239,9 +240,9 @@ _KERNELS = {
 def call(op: Any, like: Tensor, *args: Any) -> Any:
     """`op(*args)`, past torch's dispatcher where nothing is there that would want to see the operation pass.
 
-    The dispatcher takes a fifth of a small layer's time. It is left out in plain eager mode only: not under torch.compile,
-    not for a profiler, a dispatch mode or functorch, nor for tensors (judged by `like`, one of `args`) of another kind.
-    The arguments' gradients are its callers' business: they call it where no graph is recorded.
+    The dispatcher takes a fifth of a small layer's time. It is left out in plain eager mode only: not under
+    torch.compile, not for a profiler, a dispatch mode or functorch, nor for tensors (judged by `like`, one of `args`)
+    of another kind. Gradients are the callers' business: they call it where no graph is recorded.
     """
     seen = (
         torch.compiler.is_compiling()

@@ -42,8 +42,8 @@ def lord_stack(
         x: (..., K).
         weight: (sum of the layers' N, K) in x's dtype, the layers' weights under each other. It gets no gradient.
         bias: (sum of N,) in x's dtype, or None. It gets no gradient.
-        layers: each layer's LoRD, in the order of weight. r and H are the same for all. Layers of the same N that follow
-            each other are computed together: sort by N.
+        layers: each layer's LoRD, in the order of weight. r and H are the same for all. Layers of the same N that
+            follow each other are computed together: sort by N.
         scaling: s = alpha / r, the same for all.
         granularity: as in `lord_linear`.
         activation: as in `lord_linear`.
@@ -79,7 +79,7 @@ def lord_stack(
 
 
 class LordStackFunction(torch.autograd.Function):
-    """(weight, bias, scaling, per_sample, activation, x, A, B..., B'..., w1..., b1, w2, b2) -> (y..., gate_logit, u)."""
+    """(weight, bias, s, per_sample, activation, x, A, B..., B'..., w1..., b1, w2, b2) -> (y..., gate_logit, u)."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:

@@ -96,7 +96,7 @@ def xformers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         query: Tensor, key: Tensor, value: Tensor, attn_bias: Tensor | None = None, scale: float | None = None
     ) -> Tensor:
         calls.append("called")
-        batch, length, heads, width = query.shape
+        batch, _, heads, width = query.shape
         assert key.shape == value.shape == (batch, key.shape[1], heads, width)
         scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * (width**-0.5 if scale is None else scale)
         if attn_bias is not None:
@@ -153,7 +153,7 @@ def test_xformers_missing_or_not_for_this_device(xformers: list[str], monkeypatc
     assert {type(p) for p in unet.attn_processors.values()} == {AttnProcessor2_0} and not unet._forward_pre_hooks
 
 
-# ---- what is saved, copied and moved ----------------------------------------------------------------------------------
+# ---- what is saved, copied and moved ----
 
 
 def text_weights(unet: Any) -> list[nn.Parameter]:
@@ -227,7 +227,11 @@ def test_stack_and_release() -> None:
     assert torch.equal(whole[2:6], values[1] + 1)
     parameters[2].data = values[2] * 5
     again = stack.gather(parameters)
-    assert again is not whole and stack.gather(parameters) is again and torch.equal(again, torch.cat([values[0], values[1] + 1, values[2] * 5]))
+    assert (
+        again is not whole
+        and stack.gather(parameters) is again
+        and torch.equal(again, torch.cat([values[0], values[1] + 1, values[2] * 5]))
+    )
     stack.release(parameters)
     assert [p.untyped_storage().nbytes() for p in parameters] == [p.numel() * 8 for p in parameters]
     assert torch.equal(torch.cat(list(parameters)), again)
@@ -240,7 +244,9 @@ def test_weights_that_lie_together_already_stay_there() -> None:
     same = second.gather(parameters)
     assert torch.equal(same, whole) and same.data_ptr() == whole.data_ptr()
     second.release(parameters)
-    assert torch.equal(first.gather(parameters), whole) and len({p.untyped_storage().data_ptr() for p in parameters}) == 1
+    assert (
+        torch.equal(first.gather(parameters), whole) and len({p.untyped_storage().data_ptr() for p in parameters}) == 1
+    )
 
 
 def test_weights_that_are_parts_of_something_else_are_copied() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,12 +75,10 @@ def test_twice_the_eager_error(make_case, dtype, trainable, granularity):
 
         def outcome(pairs, x, cases):
             found = {f"y{i}": y for i, (y, _) in enumerate(pairs)} | {f"l{i}": g for i, (_, g) in enumerate(pairs)}
-            names = ["x", *(f"{name}/{i}" for i in range(3) for name in "A B B' w1 b1 w2 b2".split())]
+            names = ["x", *(f"{name}/{i}" for i in range(3) for name in ("A", "B", "B'", "w1", "b1", "w2", "b2"))]
             return found | dict(zip(names, gradients(pairs, x, cases), strict=True))
 
         def eager(x, cases):
-            from dataclasses import replace
-
             return [replace(c.with_x(x), granularity=granularity).eager() for c in cases]
 
         exact = outcome(eager(exact_x, exact_cases), exact_x, exact_cases)

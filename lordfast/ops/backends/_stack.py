@@ -76,7 +76,7 @@ def lord_stack_backward(
     dtype: torch.dtype,
     needs: list[bool],
 ) -> list[Tensor]:
-    """The gradients of those INPUTS that `needs` marks, in that order, a tensor a width for lord_B, lord_B_adv and w1."""
+    """The gradients of those INPUTS that `needs` marks, in that order; for B, B' and w1 one a width."""
     want = dict(zip(INPUTS, needs, strict=True))
     dt, (layers, m, r), k = u.dtype, u.shape, lord_A.shape[2]
     counts = [b.shape[0] for b in lord_B]
