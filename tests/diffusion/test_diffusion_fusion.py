@@ -157,6 +157,15 @@ def test_two_kinds_of_lord_in_one_model(fusing: SimpleNamespace) -> None:
     assert ops["lord_stack_forward"] == 2
 
 
+def test_q_k_and_v_of_two_kinds(fusing: SimpleNamespace) -> None:
+    unet = fusing.lord(fusing.unet(), target_modules=["to_q", "to_k"])
+    torch.manual_seed(5)
+    other = lordfast.LordConfig(gate_hidden=8, gate_activation="relu", init_weights=False, target_modules=["to_v"])
+    peft.inject_adapter_in_model(other, unet, "other")
+    expected = fusing.Call(unet).outcome(unet)
+    fusing.assert_same(fusing.Call(unet).outcome(lordfast.optimize(unet)), expected)
+
+
 def test_masks_and_positional_arguments(fusing: SimpleNamespace) -> None:
     unet = fusing.lord(fusing.unet())
     call = fusing.Call(unet)
@@ -200,10 +209,13 @@ def test_autocast(fusing: SimpleNamespace, grad: bool) -> None:
         plain = call.predict(unet)
         lordfast.optimize(unet)
         fused = [call.predict(unet) for _ in range(2)]
-    again = call.predict(unet)
+        call.text.requires_grad_(False)
+        kept = call.predict(unet)
+    with torch.set_grad_enabled(grad):
+        again = call.predict(unet)
     error = (plain - exact).norm()
     assert error > 1e-3 * exact.norm()
-    assert all((y - exact).norm() <= 2 * error for y in fused)
+    assert all((y - exact).norm() <= 2 * error for y in (*fused, kept))
     torch.testing.assert_close(again, exact)  # nothing of autocast's is kept for the call outside
 
 
