@@ -1,7 +1,7 @@
 """lordfast: the LoRD defence of latent diffusion models against adversarial perturbations, and how it is measured.
 
-The names below are the adapter's public face; they load on first use, so that ``import lordfast`` itself stays cheap
-(no torch, no peft). Everything else lives in the subpackages.
+The names below are the adapter's public face, and the fusion of a model that carries it; they load on first use, so
+that ``import lordfast`` itself stays cheap (no torch, no peft). Everything else lives in the subpackages.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         sees_image,
         unfreeze_lord,
     )
+    from lordfast.diffusion.fusion import optimize, restore
 
 try:
     __version__ = importlib.metadata.version("lordfast")
@@ -43,17 +44,21 @@ __all__ = [
     "freeze_lord",
     "load_lord",
     "lord_disabled",
+    "optimize",
     "remove_lord",
+    "restore",
     "save_lora",
     "save_lord",
     "sees_image",
     "unfreeze_lord",
 ]
 
+_ELSEWHERE = {"optimize": "lordfast.diffusion.fusion", "restore": "lordfast.diffusion.fusion"}
+
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        value = getattr(importlib.import_module("lordfast.adapter"), name)
+        value = getattr(importlib.import_module(_ELSEWHERE.get(name, "lordfast.adapter")), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

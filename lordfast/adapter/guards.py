@@ -23,7 +23,10 @@ from lordfast.adapter.config import LordConfig
 from lordfast.adapter.layer import LordLayer
 
 _REFUSED = {
-    "fuse_qkv_projections": "fused projections bypass the layers that carry LoRD; call remove_lord first",
+    "fuse_qkv_projections": (
+        "fused projections bypass the layers that carry LoRD; lordfast.optimize fuses them together with LoRD, or call "
+        "remove_lord first"
+    ),
     "save_pretrained": (
         "the weights would be saved under names that no model can load; save LoRD with lordfast.save_lord, and the "
         "bare model after lordfast.remove_lord"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lordfast.adapter.config import LordConfig
 from lordfast.adapter.init import init_lord_parameters
-from lordfast.ops import Gate, lord_delta, lord_linear
+from lordfast.ops import Gate, Projection, lord_delta, lord_linear
 
 PARAMETER_DICTS = ("lord_A", "lord_B", "lord_B_adv", "lord_w1", "lord_b1", "lord_w2", "lord_b2")
 
@@ -30,6 +30,8 @@ class LordLayer(BaseTunerLayer):
         lord_A: (r, K) per adapter. ``lord_B``, ``lord_B_adv``: (N, r).
         lord_w1, lord_b1, lord_w2, lord_b2: the gate, (H, N), (H,), (H,), ().
         lord_config: the LordConfig per adapter.
+        base_edits: how often LoRAs may have been folded into the base weight or out of it. PEFT does that through
+            ``.data``, which leaves no trace on the weight's version.
     """
 
     base_layer: Any
@@ -54,6 +56,7 @@ class LordLayer(BaseTunerLayer):
         self.lord_frozen: set[str] = set()
         self.lord_enabled = True
         self.merged_adapters = []
+        self.base_edits = 0
         self._active_adapter = []
         # Where a forward pass leaves its raw gate logits; filled by collect_gates alone.
         # A list of lists, not a tuple: torch.compile can't append to a list that it finds in a tuple.
@@ -164,9 +167,11 @@ class LordLayer(BaseTunerLayer):
         own = [name for name in adapter_names or [] if name in self.lord_config]
         if own:
             raise ValueError(f"the LoRD adapter {own[0]!r} can't be merged: its gate depends on the input")
+        self.base_edits += 1
 
     def unmerge(self) -> None:
-        """Nothing was merged."""
+        """Nothing of LoRD's was merged."""
+        self.base_edits += 1
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """False: the gated branch is no fixed weight delta."""
@@ -196,11 +201,14 @@ class LordLinear(nn.Module, LordLayer):
         self.update_layer(adapter_name, config)
         self.set_adapter([adapter_name], inference_mode=config.inference_mode)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, lord_result: tuple[Tensor, Tensor] | None = None, **kwargs: Any) -> Tensor:
+        """y (..., N); `lord_result` is (y, gate logit) where they were computed before, with those of other layers."""
         name = self.active_lord
         if name is None or not self.lord_enabled:
             return self.base_layer(x, *args, **kwargs)
-        if "_hf_hook" in self.lord_A.__dict__:
+        if lord_result is not None:
+            y, logit = lord_result
+        elif "_hf_hook" in self.lord_A.__dict__:
             with _onloaded(self):
                 y, logit = self._forward_lord(name, x, *args, **kwargs)
         else:
@@ -211,23 +219,28 @@ class LordLinear(nn.Module, LordLayer):
 
     def _forward_lord(self, name: str, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         config = self.lord_config[name]
-        gate = Gate(self.lord_w1[name], self.lord_b1[name], self.lord_w2[name], self.lord_b2[name])
-        lord = (self.lord_A[name], self.lord_B[name], self.lord_B_adv[name], gate, config.scaling)
         how: dict[str, Any] = {"granularity": config.gate_granularity, "activation": config.gate_activation}
-        base: Any = self.base_layer
-        device = x.device.type
-        # The ops leave autocast to their caller.
-        autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-        inner = x.to(torch.get_autocast_dtype(device)) if autocast else x
-        if is_plain_linear(base):
-            weight, bias = base.weight, base.bias
-            if autocast:
-                weight = weight.to(inner.dtype)
-                bias = None if bias is None else bias.to(inner.dtype)
-            return lord_linear(inner, weight, bias, *lord, **how)
-        y = base(x, *args, **kwargs)
-        delta, logit = lord_delta(inner, *lord, **how)
+        inner = as_computed(x)
+        if is_plain_linear(self.base_layer):
+            return lord_linear(inner, *self.projection(name, inner.dtype), config.scaling, **how)
+        y = self.base_layer(x, *args, **kwargs)
+        delta, logit = lord_delta(inner, *self.branches(name), config.scaling, **how)
         return y + delta.to(y.dtype), logit
+
+    def branches(self, name: str) -> tuple[Tensor, Tensor, Tensor, Gate]:
+        """A, B, B' and the gate of one adapter, as the operations take them."""
+        # Past the attribute look-ups of Module and ParameterDict, which are a tenth of a small layer's time.
+        own: Any = self._modules
+        a, b, b_adv, *gate = [own[parameters]._parameters[name] for parameters in PARAMETER_DICTS]
+        return a, b, b_adv, Gate(*gate)
+
+    def projection(self, name: str, dtype: torch.dtype) -> Projection:
+        """One adapter with its plain base, which is cast where autocast computes in another dtype than it has."""
+        weight, bias = self.base_layer.weight, self.base_layer.bias
+        if weight.dtype != dtype and torch.is_autocast_enabled(weight.device.type):
+            weight = weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        return Projection(weight, bias, *self.branches(name))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LordLinear:
         def keep_precision(tensor: Tensor) -> Tensor:
@@ -251,6 +264,14 @@ def lord_shapes(in_features: int, out_features: int, r: int, gate_hidden: int) -
     k, n, h = in_features, out_features, gate_hidden
     shapes = ((r, k), (n, r), (n, r), (h, n), (h,), (h,), ())
     return dict(zip(PARAMETER_DICTS, shapes, strict=True))
+
+
+def as_computed(x: Tensor) -> Tensor:
+    """x in the dtype that a linear layer computes in: autocast's under autocast, which the operations leave to us."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(device))
+    return x
 
 
 def is_plain_linear(module: nn.Module) -> bool:

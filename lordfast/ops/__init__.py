@@ -1,4 +1,4 @@
-"""LoRD's fused operations: `lord_linear`, `lord_delta`, `lord_qkv`, `pgd_step`, and the choice of a backend for them.
+"""LoRD's fused operations, `lord_linear`, `lord_delta`, `lord_qkv`, `lord_stack`, `pgd_step`, and who runs them.
 
 Knows torch and the native extension only; everything above (`lordfast.adapter` and on) may import it.
 """
@@ -8,14 +8,17 @@ from .gate import Gate
 from .linear import lord_delta, lord_linear
 from .pgd import pgd_step
 from .qkv import Projection, lord_qkv
+from .stack import Branches, lord_stack
 
 __all__ = [
+    "Branches",
     "Gate",
     "Projection",
     "available_backends",
     "lord_delta",
     "lord_linear",
     "lord_qkv",
+    "lord_stack",
     "pgd_step",
     "use_backend",
 ]

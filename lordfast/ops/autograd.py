@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,6 +10,28 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import schema
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply(*args)`, quicker outside torch.compile and functorch.
+
+    A Function with a `setup_context`, which both of them want, has its forward's signature inspected at every call: a
+    third of a small layer's time.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return _without_setup(function).apply(*args)
+
+
+@cache
+def _without_setup(function: Any) -> type[torch.autograd.Function]:
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = function.forward(*args)
+        function.setup_context(ctx, args, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (torch.autograd.Function,), members)
 
 
 class LordFunction(torch.autograd.Function):
@@ -21,7 +44,7 @@ class LordFunction(torch.autograd.Function):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Run the opaque forward operation."""
-        return schema.lord_forward(*args)
+        return schema.call(schema.lord_forward, args[0], *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -43,7 +66,9 @@ class LordFunction(torch.autograd.Function):
         if grad_y is None and grad_logit is None:
             return (None,) * 14
         needs = list(ctx.needs_input_grad[:10])
-        grads = iter(schema.lord_backward(grad_y, grad_logit, *ctx.saved_tensors, *ctx.options, needs, ctx.backend))
+        saved = ctx.saved_tensors
+        args = (grad_y, grad_logit, *saved, *ctx.options, needs, ctx.backend)
+        grads = iter(schema.call(schema.lord_backward, saved[1], *args))
         return (*(next(grads) if wanted else None for wanted in needs), None, None, None, None)
 
 
@@ -56,7 +81,8 @@ class LordQkvFunction(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         """Run the opaque forward operation."""
-        y, gate_logit, u = schema.lord_qkv_forward(x, *schema.by_role(rest[:27]), *rest[27:])
+        args = (x, *schema.by_role(rest[:27]), *rest[27:])
+        y, gate_logit, u = schema.call(schema.lord_qkv_forward, x, *args)
         return (*y, *gate_logit, *u)
 
     @staticmethod
@@ -85,9 +111,8 @@ class LordQkvFunction(torch.autograd.Function):
                 parameters += [None] * 9
                 continue
             gate_logit, u, own = saved[p], saved[3 + p], saved[6 + 9 * p : 15 + 9 * p]
-            out = iter(
-                schema.lord_backward(grad_y, grad_logit, x, gate_logit, u, *own, *ctx.options, needs, ctx.backend)
-            )
+            args = (grad_y, grad_logit, x, gate_logit, u, *own, *ctx.options, needs, ctx.backend)
+            out = iter(schema.call(schema.lord_backward, gate_logit, *args))
             if needs[0]:
                 one = next(out)
                 dx = one if dx is None else dx + one

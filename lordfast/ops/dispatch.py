@@ -11,7 +11,7 @@ from typing import Any
 
 from .backends import Backend, load_backends
 from .backends._base import first_tensor
-from .choice import case_of, device_key, nearest_row
+from .choice import Row, case_of, device_key, nearest_row
 
 ENV_VARIABLE = "LORDFAST_BACKEND"
 BACKENDS: dict[str, Backend] = load_backends()
@@ -84,12 +84,12 @@ def run(op: str, backend: str, *args: Any) -> Any:
 def candidates(op: str, args: tuple[Any, ...]) -> tuple[Backend, ...]:
     """The backends that are tried for these arguments, in order: the fastest measured first, then by priority."""
     device = first_tensor(args).device
-    row = nearest_row(device_key(device), case_of(op, args))
-    return _ordered(op, device.type, () if row is None else row.tiers)
+    return _ordered(op, device.type, nearest_row(device_key(device), case_of(op, args)))
 
 
 @cache
-def _ordered(op: str, device: str, tiers: tuple[tuple[str, ...], ...]) -> tuple[Backend, ...]:
+def _ordered(op: str, device: str, row: Row | None) -> tuple[Backend, ...]:
+    tiers = () if row is None else row.tiers
     able = [b for b in BACKENDS.values() if op in b.kernels and (b.devices is None or device in b.devices)]
     tier = {name: i for i, names in enumerate(tiers) for name in names}
     # A stable sort: within a tier the priorities' order stays, and what was not measured comes behind what was.

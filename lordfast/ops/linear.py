@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import schema
-from .autograd import LordFunction
+from .autograd import LordFunction, apply
 from .checks import check_base, check_lord
 from .dispatch import forced_backend
 from .gate import Gate
@@ -114,5 +114,8 @@ def _lord(
     options = (float(scaling), granularity == "sample", activation, forced_backend(backend))
     # Leave the Function out where nobody can ask for gradients: its overhead is more than the operation's own.
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    y, gate_logit, _ = (LordFunction.apply if differentiable else schema.lord_forward)(*tensors, *options)
+    if differentiable:
+        y, gate_logit, _ = apply(LordFunction, *tensors, *options)
+    else:
+        y, gate_logit, _ = schema.call(schema.lord_forward, x, *tensors, *options)
     return y, gate_logit

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import schema
-from .autograd import LordQkvFunction
+from .autograd import LordQkvFunction, apply
 from .checks import check_base, check_lord
 from .dispatch import forced_backend
 from .gate import Gate
@@ -65,9 +65,10 @@ def lord_qkv(
     tensors = (x, *(t for p in projections for t in (*p[:5], *p.gate)))
     options = (float(scaling), granularity == "sample", activation, forced_backend(backend))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        outputs = LordQkvFunction.apply(*tensors, *options)
+        outputs = apply(LordQkvFunction, *tensors, *options)
         return outputs[:3], outputs[3:6]
-    y, gate_logit, _ = schema.lord_qkv_forward(x, *schema.by_role(tensors[1:]), *options)
+    args = (x, *schema.by_role(tensors[1:]), *options)
+    y, gate_logit, _ = schema.call(schema.lord_qkv_forward, x, *args)
     return (y[0], y[1], y[2]), (gate_logit[0], gate_logit[1], gate_logit[2])
 
 

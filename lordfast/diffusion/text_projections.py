@@ -1,0 +1,233 @@
+"""All projections of the text of a UNet at once, and only where something they depend on has changed."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lordfast.adapter.layer import LordLinear, as_computed, is_plain_linear
+from lordfast.adapter.together import kind_of, takes_result
+from lordfast.diffusion.attention import LordAttnProcessor, Place, TextProjections
+from lordfast.diffusion.weight_stack import WeightStack
+from lordfast.ops import Branches, lord_stack
+
+KEYWORD = "lord_text"
+Outputs = tuple[tuple[Tensor, ...], Tensor | None]
+"""y, a run of layers with the same N each (layers in it, B, T, N), and the gate logits (layers, ...)."""
+
+
+class Member(NamedTuple):
+    """One projection of the text."""
+
+    processor: LordAttnProcessor
+    role: str  # "key" or "value"
+    lord: LordLinear | None
+    base: nn.Linear
+
+
+class Group:
+    """Projections that one product computes: of one K, with one bias policy, and one kind of LoRD or none."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        # Sorted by N, so that those of the same N stand together; sorted() keeps the order among them.
+        self.members = sorted(members, key=lambda member: member.base.out_features)
+        self.runs = [len(list(run)) for _, run in groupby(m.base.out_features for m in self.members)]
+        self._weights, self._biases = WeightStack(), WeightStack()
+
+    def compute(self, text: Tensor) -> Outputs:
+        """The projections of text (B, T, K); differentiable in text and in LoRD's parameters."""
+        x = as_computed(text)
+        weight, bias = (None if t is None else t.to(x.dtype) for t in self._stacked())
+        assert weight is not None
+        if self.members[0].lord is None:
+            wide = F.linear(x, weight, bias).split([n * count for n, count in self._widths()], dim=-1)
+            runs = zip(wide, self._widths(), strict=True)
+            return tuple(y.unflatten(-1, (count, n)).movedim(-2, 0) for y, (n, count) in runs), None
+        lords = [member.lord for member in self.members if member.lord is not None]
+        _, _, _, scaling, granularity, activation, _ = kind_of(lords[0])
+        branches = [Branches(*lord.branches(lord._active_adapter[0])) for lord in lords]
+        return lord_stack(x, weight, bias, branches, scaling, granularity=granularity, activation=activation)
+
+    def release(self) -> None:
+        """Give the layers' weights memory of their own again."""
+        for stack, parameters in zip((self._weights, self._biases), self._parameters(), strict=True):
+            stack.release(parameters)
+
+    def _stacked(self) -> tuple[Tensor, Tensor | None]:
+        weights, biases = self._parameters()
+        return self._weights.gather(weights), self._biases.gather(biases) if biases else None
+
+    def _parameters(self) -> tuple[list[Any], list[Any]]:
+        bases = [member.base for member in self.members]
+        return [base.weight for base in bases], [base.bias for base in bases if base.bias is not None]
+
+    def _widths(self) -> list[tuple[int, int]]:
+        """(N, layers) of each run."""
+        firsts = [sum(self.runs[:i]) for i in range(len(self.runs))]
+        return [(self.members[first].base.out_features, count) for first, count in zip(firsts, self.runs, strict=True)]
+
+
+class TextFusion:
+    """A UNet's forward pre-hook that computes every cross-attention's k and v of the text before the UNet runs.
+
+    The results go with the call, in ``cross_attention_kwargs``: to a checkpointed block, which runs again in the
+    backward pass, they are arguments as the text is one. Where nobody wants a gradient through them (sampling; an
+    attack on a model with frozen LoRD), they are kept and serve every call with the same text, recognised as the same
+    tensor at the same version, as long as the parameters are the same by identity, address and version. Only in-place
+    changes through a parameter's ``.data`` leave no such trace; `lordfast.optimize` drops what is kept.
+
+    Steps aside, and leaves everything to plain calls, where the UNet itself is offloaded or compiled as a whole, where
+    it changes the text on the way, where an attention has got another processor, and where no LoRD is active.
+    """
+
+    def __init__(self, unet: nn.Module, attentions: Sequence[nn.Module]) -> None:
+        names = list(inspect.signature(type(unet).forward).parameters)[1:]
+        self._text_at = names.index("encoder_hidden_states")
+        self._kwargs_at = names.index("cross_attention_kwargs")
+        self._attentions = list(attentions)
+        self._groups: list[Group] = []
+        self._structure: tuple[Any, ...] | None = None
+        self._kept: tuple[Any, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_groups": [], "_structure": None, "_kept": None}
+
+    def __call__(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Add the text's projections to the call's ``cross_attention_kwargs``."""
+        if torch.compiler.is_compiling():
+            return None
+        text = args[self._text_at] if len(args) > self._text_at else kwargs.get("encoder_hidden_states")
+        projections = self._project(unet, text)
+        if projections is None:
+            self._kept = None
+            return None
+        if len(args) > self._kwargs_at:
+            given = {**(args[self._kwargs_at] or {}), KEYWORD: projections}
+            return (*args[: self._kwargs_at], given, *args[self._kwargs_at + 1 :]), kwargs
+        return args, {
+            **kwargs,
+            "cross_attention_kwargs": {**(kwargs.get("cross_attention_kwargs") or {}), KEYWORD: projections},
+        }
+
+    def release(self) -> None:
+        """Forget everything, and give the layers' weights memory of their own again."""
+        for group in self._groups:
+            group.release()
+        self._place([])
+        self._groups, self._structure, self._kept = [], None, None
+
+    def _project(self, unet: nn.Module, text: Any) -> TextProjections | None:
+        if not isinstance(text, Tensor) or text.ndim != 3 or "forward" in unet.__dict__:
+            return None
+        if getattr(unet, "encoder_hid_proj", None) is not None:
+            return None
+        members = self._members(text)
+        if not members or all(member.lord is None for member in members):
+            return None
+        self._arrange(members, text)
+        tensors = [t for member in members for t in _tensors(member)]
+        if torch.is_grad_enabled() and (text.requires_grad or any(t.requires_grad for t in tensors)):
+            self._kept = None
+            return TextProjections(text, *self._compute(text))
+        state = _state(text, members, tensors)
+        if state is not None and self._kept is not None and self._kept[0]() is text and self._kept[1] == state:
+            return TextProjections(text, *self._kept[2])
+        with torch.no_grad():
+            outputs = self._compute(text)
+        # Asked again: the weights may just have moved.
+        state = _state(text, members, tensors)
+        self._kept = None if state is None else (weakref.ref(text), state, outputs, tensors)
+        return TextProjections(text, *outputs)
+
+    def _members(self, text: Tensor) -> list[Member]:
+        """The projections that can be computed here, as they are now; none at all where a processor is not ours."""
+        found = []
+        for attention in self._attentions:
+            processor: Any = attention.processor
+            if type(processor) is not LordAttnProcessor:
+                # It would warn of a keyword that it does not know, at every call.
+                return []
+            for role, name in (("key", "to_k"), ("value", "to_v")):
+                module: Any = attention._modules[name]
+                lord = takes_result(module)
+                base: Any = module if lord is None else lord._modules["base_layer"]
+                if (lord is not None or is_plain_linear(module)) and _fits(base, text):
+                    found.append(Member(processor, role, lord, base))
+        return found
+
+    def _arrange(self, members: Sequence[Member], text: Tensor) -> None:
+        """Group the projections, unless they are those of the last call."""
+        # With the weights' dtype: under autocast they need not all have the same.
+        kinds = [(m.base.weight.dtype, m.base.bias is None if m.lord is None else kind_of(m.lord)) for m in members]
+        structure = (text.device, [(id(m.processor), m.role, id(m.lord), id(m.base)) for m in members], kinds)
+        if structure == self._structure:
+            return
+        self.release()
+        by_kind: dict[Any, list[Member]] = {}
+        for member, kind in zip(members, kinds, strict=True):
+            by_kind.setdefault(kind, []).append(member)
+        self._groups = [Group(group) for group in by_kind.values()]
+        self._structure = structure
+        self._place(self._groups, text.device)
+
+    def _place(self, groups: Sequence[Group], device: torch.device | None = None) -> None:
+        """Tell every processor where its projections are found."""
+        for attention in self._attentions:
+            if type(attention.processor) is LordAttnProcessor:
+                attention.processor.key = attention.processor.value = None
+        row = 0
+        for g, group in enumerate(groups):
+            numbers = torch.arange(len(group.members), device=device)
+            places = [(run, at) for run, count in enumerate(group.runs) for at in range(count)]
+            for i, (member, (run, at)) in enumerate(zip(group.members, places, strict=True)):
+                place = Place(row, g, run, numbers[at : at + 1], numbers[i : i + 1])
+                setattr(member.processor, member.role, place)
+                row += 1
+
+    def _compute(self, text: Tensor) -> tuple[Any, ...]:
+        """`TextProjections` but for its first field."""
+        outputs = [group.compute(text) for group in self._groups]
+        rows: list[tuple[Tensor, Tensor | None]] = []
+        for y, logit in outputs:
+            ys = [one for run in y for one in run.unbind(0)]
+            rows += zip(ys, [None] * len(ys) if logit is None else logit.unbind(0), strict=True)
+        return tuple(y for y, _ in outputs), tuple(logit for _, logit in outputs), tuple(rows)
+
+
+def _state(text: Tensor, members: Sequence[Member], tensors: Sequence[Tensor]) -> tuple[Any, ...] | None:
+    """What results without a gradient depend on; None where that can't be said: inference tensors have no version."""
+    edits = [0 if member.lord is None else member.lord.base_edits for member in members]
+    modes = as_computed(text[:0]).dtype, torch.is_inference_mode_enabled()
+    try:
+        return modes, edits, text._version, [(id(t), t._version, t.data_ptr()) for t in tensors]
+    except RuntimeError:
+        return None
+
+
+def _tensors(member: Member) -> list[Tensor]:
+    """What the projection depends on."""
+    base = member.base
+    own = [base.weight] if base.bias is None else [base.weight, base.bias]
+    if member.lord is None:
+        return own
+    a, b, b_adv, gate = member.lord.branches(member.lord._active_adapter[0])
+    return [*own, a, b, b_adv, *gate]
+
+
+def _fits(base: Any, text: Tensor) -> bool:
+    """Whether a frozen product with this text can be made; a wrong dtype is the plain call's to complain about."""
+    weight = base.weight
+    return (
+        base.in_features == text.shape[-1]
+        and weight.device == text.device
+        and (weight.dtype == text.dtype or torch.is_autocast_enabled(text.device.type))
+        and not weight.requires_grad
+        and (base.bias is None or not base.bias.requires_grad)
+    )
