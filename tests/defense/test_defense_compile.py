@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lordfast.adapter import LordConfig
 from lordfast.attacks.budget import Budget
@@ -35,12 +36,14 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def test_every_command_takes_the_flag(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_takes_the_flags(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[tuple[str, ...]] = []
+    optimized: list[str] = []
     monkeypatch.setattr(speed, "compile_blocks", lambda *parts: compiled.append(tuple(type(p).__name__ for p in parts)))
+    monkeypatch.setattr(speed, "optimize", lambda model, attention: optimized.append(attention))
 
-    def run_all(**flag: Any) -> None:
-        common: dict[str, Any] = {"model": "demo", "device": "cpu", "overwrite": True, **flag}
+    def run_all(**flags: Any) -> None:
+        common: dict[str, Any] = {"model": "demo", "device": "cpu", "overwrite": True, **flags}
         few: dict[str, Any] = {"steps": 1, "batch_size": 1, "tensorboard": False}
         run_stage1(Stage1Config(out=tmp_path / "a", data=faces, attack_steps=1, lord_alpha=4.0, **few, **common))
         run_stage2(Stage2Config(out=tmp_path / "b", instance_data=faces, instance_prompt="a face", **few, **common))
@@ -48,9 +51,23 @@ def test_every_command_takes_the_flag(faces: Path, tmp_path: Path, monkeypatch: 
         run_attack("pgd", PgdConfig(images=faces, out=tmp_path / "d", attack_steps=0, **common))
 
     run_all()
-    assert compiled == []
-    run_all(compile=True)
-    assert compiled == [("UNet2DConditionModel", "AutoencoderKL")] * 4
+    assert compiled == optimized == []
+    run_all(compile=True, optimize=True)
+    assert compiled == [("UNet2DConditionModel", "AutoencoderKL")] * 4 and optimized == ["sdpa"] * 4
+    speed.speed_up(None, speed.SpeedOptions(attention="xformers"))  # type: ignore[arg-type]
+    assert optimized[4:] == ["xformers"]
+
+
+def test_an_optimized_stage1_trains_the_same_lord(faces: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"model": "demo", "device": "cpu", "data": faces, "tensorboard": False}
+    settings |= {"attack_steps": 1, "lord_alpha": 4.0, "steps": 3, "batch_size": 2}
+    for name, flag in (("plain", False), ("together", True)):
+        run_stage1(Stage1Config(out=tmp_path / name, optimize=flag, **settings))
+    plain, together = (load_file(tmp_path / name / "lord.safetensors") for name in ("plain", "together"))
+    assert plain.keys() == together.keys()
+    size = sum(float(value.double().square().sum()) for value in plain.values())
+    apart = sum(float((together[name] - value).double().square().sum()) for name, value in plain.items())
+    assert 0 < apart < 1e-6 * size  # other roundings, the same training
 
 
 def test_nothing_is_compiled_after_the_first_round_of_every_shape(traced_only: None, demo_model: Any) -> None:
