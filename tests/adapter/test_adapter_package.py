@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -17,8 +18,9 @@ def test_import_is_cheap() -> None:
 
 
 def test_announced_names_are_the_adapters() -> None:
+    fusion = importlib.import_module("lordfast.diffusion.fusion")
     for name in set(lordfast.__all__) - {"__version__"}:
-        assert getattr(lordfast, name) is getattr(lordfast.adapter, name)
+        assert getattr(lordfast, name) is getattr(fusion if name in ("optimize", "restore") else lordfast.adapter, name)
     assert set(lordfast.__all__) <= set(dir(lordfast))
     assert lordfast.__version__[0].isdigit()
     with pytest.raises(AttributeError, match="no attribute 'Lord'"):

@@ -101,6 +101,14 @@ def input_hook(fusing: SimpleNamespace, unet: Any) -> None:
             module.register_forward_hook(lambda module, args, out: 3 * out)
 
 
+def another_text_on_the_way(fusing: SimpleNamespace, unet: Any) -> None:
+    def change(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "encoder_hidden_states": 2 * kwargs["encoder_hidden_states"]}
+
+    attention = unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    attention.register_forward_pre_hook(change, with_kwargs=True)
+
+
 def one_layer_frozen(fusing: SimpleNamespace, unet: Any) -> None:
     layer = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
     layer.set_requires_grad("lord", False)
@@ -116,6 +124,7 @@ STATES: dict[str, tuple[dict[str, Any], Callable[[SimpleNamespace, Any], Any]]] 
     "lora folded in and off": ({}, unfolding_lora),
     "another tuner": ({}, other_tuner),
     "hooks": ({}, input_hook),
+    "another text on the way": ({}, another_text_on_the_way),
     "one layer frozen": ({}, one_layer_frozen),
     "frozen": ({}, lambda fusing, unet: lordfast.freeze_lord(unet)),
     "the paper's q and v": ({"target_modules": ["to_q", "to_v"]}, lambda fusing, unet: None),

@@ -31,6 +31,9 @@ def test_fewer_operations(fusing: SimpleNamespace) -> None:
     # q and out of the cross-attentions and out of the self-attentions are what is left to compute one by one.
     forward = {"lord_forward": 48, "lord_qkv_forward": 16, "lord_stack_forward": 1}
     assert after == {**forward, "lord_backward": 48 + 3 * 16, "lord_stack_backward": 1}
+    # One product, and for each of the two widths one batch.
+    (hook,) = unet._forward_pre_hooks.values()
+    assert [group.runs for group in hook._groups] == [[20, 12]]
 
 
 def test_a_text_is_projected_once(fusing: SimpleNamespace) -> None:
