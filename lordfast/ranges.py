@@ -5,6 +5,7 @@ Stands below everything, so that all may use it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
@@ -17,7 +18,7 @@ PHASE = "phase:"
 """What the name of a phase begins with in a trace."""
 
 _OFF = nullcontext()
-_switched_on = False
+_recorded_thread: int | None = None
 _open: list[str] = []
 
 
@@ -27,20 +28,21 @@ def phase(name: str) -> AbstractContextManager[Any]:
     Costs a function call and an empty context unless `recording` is entered. In code that torch.compile traces it is
     nothing at all: the compiled region belongs to the phase around it.
     """
-    if not _switched_on or torch.compiler.is_compiling():
+    # The steps' own thread: what others do meanwhile is no part of a phase.
+    if _recorded_thread is None or torch.compiler.is_compiling() or threading.get_ident() != _recorded_thread:
         return _OFF
     return Phase(name)
 
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Inside, phases leave their marks. Only one at a time, in one thread."""
-    global _switched_on
-    before, _switched_on = _switched_on, True
+    """Inside, phases of this thread leave their marks."""
+    global _recorded_thread
+    before, _recorded_thread = _recorded_thread, threading.get_ident()
     try:
         yield
     finally:
-        _switched_on = before
+        _recorded_thread = before
 
 
 def open_phases() -> tuple[str, ...]:

@@ -57,12 +57,13 @@ class Layer:
 def find_layers(parts: Mapping[str, nn.Module]) -> dict[nn.Module, Layer]:
     """The layers of a model's `parts` by name: adapters, attention, feed-forward, resnets, and what lies outside them.
 
-    What an adapter wraps is part of its layer.
+    What an adapter wraps is part of its layer. Modules that torch.compile has compiled are left out with all that they
+    hold: hooks there would be compiled along, and change what runs.
     """
     found: dict[nn.Module, Layer] = {}
 
     def visit(module: nn.Module, name: str, part: str, inside: bool) -> None:
-        if module in found:
+        if module in found or module._compiled_call_impl is not None:
             return
         part = _PARTS.get(name, part)
         adapter = _adapter(module)

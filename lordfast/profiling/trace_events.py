@@ -1,0 +1,202 @@
+"""A trace of torch.profiler in Chrome's format, read back: every event with its step, its phases and its layer."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lordfast.ranges import PHASE
+
+from .layers import LAYER, Direction, Layer
+
+STEP = "step:"
+"""What the mark of a step begins with; its number follows."""
+
+OTHER_THREADS = "other threads"
+"""The phase of what threads did that the steps don't wait for."""
+
+_HOST = {"cpu_op", "user_annotation", "cuda_runtime", "cuda_driver"}
+_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
+_NODE = "autograd::engine::evaluate_function"
+
+
+@dataclass(eq=False)
+class Event:
+    """An event of the trace; times in microseconds.
+
+    Attributes:
+        kind: ``cpu_op``, ``user_annotation``, ``cuda_runtime``, ``kernel``, ``gpu_memcpy`` and so on, as in the trace.
+        number: autograd's sequence number of an operation that makes a node, and of the node in a backward pass.
+        correlation: what a launch and its kernels share.
+        step: which step it began in, None outside of all.
+        phases: those that were open, the outermost first; `layer` and `direction` likewise.
+    """
+
+    name: str
+    kind: str
+    thread: tuple[Any, Any]
+    start: float
+    end: float
+    number: int | None = None
+    correlation: int | None = None
+    parent: Event | None = None
+    step: int | None = None
+    phases: tuple[str, ...] = ()
+    layer: Layer | None = None
+    direction: Direction = "forward"
+
+    @property
+    def duration(self) -> float:
+        return self.end - self.start
+
+    @property
+    def is_operation(self) -> bool:
+        """Whether work is done in it: an operation of ATen's or of a library's, or code that was compiled."""
+        if self.kind == "cpu_op":
+            return "::" in self.name and not self.name.startswith(("autograd::", "torch::autograd", PHASE, LAYER))
+        return self.name.startswith("## Call CompiledFxGraph")
+
+    @property
+    def inside_operation(self) -> bool:
+        """Whether an event around it is an operation."""
+        above = self.parent
+        while above is not None:
+            if above.is_operation:
+                return True
+            above = above.parent
+        return False
+
+
+@dataclass
+class Timeline:
+    """The events of a trace: of the host, each after the one it lies in, and of the device, in the order they began."""
+
+    host: list[Event] = field(default_factory=list)
+    device: list[Event] = field(default_factory=list)
+
+    @property
+    def steps(self) -> list[Event]:
+        """The marks of the steps, in order."""
+        return [event for event in self.host if event.name.startswith(STEP)]
+
+
+def read_events(trace: Mapping[str, Any]) -> Timeline:
+    """The events of a trace; what lies outside of its steps has no step.
+
+    Raises:
+        ValueError: there is no step in it.
+    """
+    threads: dict[tuple[Any, Any], list[Event]] = defaultdict(list)
+    device: list[Event] = []
+    for raw in trace["traceEvents"]:
+        kind = raw.get("cat")
+        if raw.get("ph") != "X" or kind not in _HOST | _DEVICE:
+            continue
+        args, start = raw.get("args", {}), float(raw["ts"])
+        thread = (raw.get("pid"), raw.get("tid"))
+        number, correlation = args.get("Sequence number"), args.get("correlation")
+        event = Event(raw["name"], kind, thread, start, start + float(raw["dur"]), number, correlation)
+        (device if kind in _DEVICE else threads[thread]).append(event)
+    main = next((name for name, events in threads.items() if any(e.name.startswith(STEP) for e in events)), None)
+    if main is None:
+        raise ValueError("trace: expected marks of steps in it, got none")
+    for events in threads.values():
+        _nest(events)
+    layers = _place_main(threads[main])
+    clock = _Clock(threads[main])
+    for name, events in threads.items():
+        if name != main:
+            _place_other(events, clock, layers)
+    # The main thread first: gaps are those of its events.
+    host = threads.pop(main) + [event for events in threads.values() for event in events]
+    device.sort(key=lambda event: event.start)
+    _place_device(device, host)
+    return Timeline(host, device)
+
+
+def _nest(events: list[Event]) -> None:
+    """Sort one thread's events and give each the one that it lies in."""
+    events.sort(key=lambda event: (event.start, -event.end))
+    above: list[Event] = []
+    for event in events:
+        while above and above[-1].end <= event.start:
+            above.pop()
+        event.parent = above[-1] if above else None
+        above.append(event)
+
+
+def _place(event: Event, layers: Mapping[int, Layer | None]) -> None:
+    """Step, phases and layer of an event, from those of its parent and its own name."""
+    above = event.parent
+    if above is not None:
+        event.step, event.phases = above.step, above.phases
+        event.layer, event.direction = above.layer, above.direction
+    if event.name.startswith(STEP):
+        event.step = int(event.name.removeprefix(STEP))
+    elif event.name.startswith(PHASE):
+        event.phases = (*event.phases, event.name.removeprefix(PHASE))
+    elif event.name.startswith(LAYER):
+        event.layer = Layer.of_mark(event.name)
+        # A layer's forward pass within a backward pass is gradient checkpointing.
+        event.direction = "forward" if event.direction == "forward" else "recompute"
+    elif event.name.startswith(_NODE):
+        event.direction = "backward"
+        event.layer = None if event.number is None else layers.get(event.number)
+
+
+def _place_main(events: list[Event]) -> dict[int, Layer | None]:
+    """Place the events of the thread that runs the steps; returns the layer of each of autograd's numbers.
+
+    An operation bears the number of the next node to be made, so of several with one number the last has made it.
+    """
+    layers: dict[int, Layer | None] = {}
+    for event in events:
+        _place(event, layers)
+        if event.number is not None and event.direction == "forward":
+            layers[event.number] = event.layer
+    return layers
+
+
+class _Clock:
+    """What the main thread was at, at any time: its last mark, and the operation that was running then."""
+
+    def __init__(self, events: list[Event]) -> None:
+        changes: list[tuple[float, Event | None]] = []
+        for event in events:
+            if event.name.startswith((STEP, PHASE)):
+                above = event.parent
+                while above is not None and not above.name.startswith((STEP, PHASE)):
+                    above = above.parent
+                changes += [(event.start, event), (event.end, above)]
+        # Where one ends as the next begins, the next counts; an inner mark that ends with its outer one does not.
+        changes.sort(key=lambda change: (change[0], 0 if change[1] is None else change[1].start))
+        self._times = [time for time, _ in changes]
+        self._events = [event for _, event in changes]
+
+    def at(self, time: float) -> Event | None:
+        index = bisect_right(self._times, time) - 1
+        found = self._events[index] if index >= 0 else None
+        return found if found is None or found.end >= time else None
+
+
+def _place_other(events: Iterable[Event], clock: _Clock, layers: Mapping[int, Layer | None]) -> None:
+    """Place the events of another thread: autograd's, which works for the phase that waits for it, or any."""
+    for event in events:
+        _place(event, layers)
+        if event.parent is None:
+            mark = clock.at(event.start)
+            event.step = None if mark is None else mark.step
+            event.phases = mark.phases if mark is not None and event.name.startswith(_NODE) else (OTHER_THREADS,)
+
+
+def _place_device(device: Iterable[Event], host: Iterable[Event]) -> None:
+    launches = {e.correlation: e for e in host if e.correlation is not None}
+    for event in device:
+        launch = None if event.correlation is None else launches.get(event.correlation)
+        if launch is not None:
+            event.parent = launch
+            event.step, event.phases = launch.step, launch.phases
+            event.layer, event.direction = launch.layer, launch.direction
