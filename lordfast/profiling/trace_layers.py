@@ -1,4 +1,4 @@
-"""Layers in the backward pass, as a track of their own in the trace: the profiler sees no more than autograd's nodes."""
+"""Layers in the backward pass, as a track of their own in the trace: the profiler sees only autograd's nodes."""
 
 from __future__ import annotations
 

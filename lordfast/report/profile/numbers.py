@@ -77,13 +77,13 @@ def _phases(summary: Summary, counted: Counted) -> list[dict[str, Any]]:
     work: dict[tuple[str, ...], Work] = defaultdict(Work)
     for place, done in counted.work.items():
         work[place.phases].add(done)
-    rank = {path: place for place, path in enumerate(summary.phases)}
+    rank = {path: index for index, path in enumerate(summary.phases)}
 
-    def place(path: tuple[str, ...]) -> list[int]:
+    def order(path: tuple[str, ...]) -> list[int]:
         """In the order in which they began, each before those within it."""
         return [rank[path[:depth]] for depth in range(1, len(path) + 1)]
 
-    paths = sorted((path for path in summary.phases if path), key=place)
+    paths = sorted((path for path in summary.phases if path), key=order)
     rows = [_phase(_path(path), summary.phases[path].wall, path, summary, work) for path in paths]
     rows.append(_phase(REST, summary.phases[()].own if () in summary.phases else 0.0, (), summary, work))
     return rows

@@ -276,8 +276,8 @@ def _method(profile: dict[str, Any]) -> Section:
     blocks: list[Any] = [
         Paragraph(
             "A step's duration, images a second and the share of the matrix-product rate come from undisturbed steps. "
-            "Everything else comes from traced ones: the profiler lengthens each operation and the Python between them, "
-            f"here to {slower:.2f} times the step, so small operations look more expensive than they are."
+            "Everything else comes from traced ones: the profiler lengthens each operation and the Python between "
+            f"them, here to {slower:.2f} times the step, so small operations look more expensive than they are."
         ),
         Facts(facts),
         Paragraph("profile.json holds every number; trace.json.gz opens in Perfetto (ui.perfetto.dev)."),
