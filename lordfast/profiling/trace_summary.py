@@ -19,7 +19,6 @@ _FREE_NAMES = """
     result_type to is_nonzero item _local_scalar_dense
 """
 _FREE = frozenset(f"aten::{name}" for name in _FREE_NAMES.split())
-_READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy", "cuStreamSynchronize")
 
 
@@ -33,7 +32,7 @@ class PhaseTime:
         busy: the host was in operations.
         device: the device worked on what was launched there.
         launches: kernels, or on a CPU operations that compute.
-        waits: host synchronisations.
+        waits: times that the host waited for a GPU.
     """
 
     wall: float = 0.0
@@ -74,7 +73,7 @@ class Summary:
         layers: by layer (None outside of all) and pass.
         operations: by name; time outside of other operations on a CPU, all of it for a kernel.
         gaps: the longest, longest first.
-        waits: how often the host waited, or would have to, by (phases, what made it).
+        waits: how often the host waited for a GPU, by (phases, what made it).
     """
 
     steps: int
@@ -223,16 +222,11 @@ def _phases_at(host: Sequence[Event]) -> Callable[[float], tuple[str, ...]]:
 
 def _waits(summary: Summary, host: Iterable[Event]) -> None:
     for event in host:
-        if summary.on_device:
-            if event.name not in _WAITS:
-                continue
-            cause = event.parent
-            while cause is not None and not cause.is_operation:
-                cause = cause.parent
-            name = event.name if cause is None else f"{event.name} in {cause.name}"
-        elif event.name in _READS:
-            name = event.name
-        else:
+        if event.name not in _WAITS:
             continue
+        cause = event.parent
+        while cause is not None and not cause.is_operation:
+            cause = cause.parent
+        name = event.name if cause is None else f"{event.name} in {cause.name}"
         summary.waits[event.phases, name] = summary.waits.get((event.phases, name), 0.0) + 1
         summary.phases[event.phases].waits += 1

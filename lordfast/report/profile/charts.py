@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from lordfast.report.numbers import decimals, written
 from lordfast.report.svg import INK, MUTED, SERIES, draw
 
 _MARKERS = {"forward": "o", "backward": "s", "recompute": "D"}
@@ -55,7 +56,7 @@ def roofline(points: Sequence[Point], *, gbps: float, gflops: float) -> str:
             color=MUTED, fontsize=9,
         )  # fmt: skip
         axes.annotate(
-            f"{gbps:,.0f} GB/s", (left, left * gbps), xytext=(4, 14), textcoords="offset points", ha="left",
+            f"{gbps:,.0f} GB/s", (left, left * gbps), xytext=(12, 2), textcoords="offset points", ha="left",
             color=MUTED, fontsize=9,
         )  # fmt: skip
         for point in shown:
@@ -101,7 +102,7 @@ class Bar:
 
 
 def bar_chart(bars: Sequence[Bar], names: Sequence[str], *, x_label: str) -> str:
-    """Stacked horizontal bars, the label above each and its sum at the end, as an SVG.
+    """Stacked horizontal bars, the label above each with its sum, as an SVG.
 
     Raises:
         ValueError: no bars, or one with another number of parts than there are names.
@@ -111,6 +112,8 @@ def bar_chart(bars: Sequence[Bar], names: Sequence[str], *, x_label: str) -> str
     for bar in bars:
         if len(bar.parts) != len(names):
             raise ValueError(f"bars: expected {len(names)} parts in {bar.label!r}, got {len(bar.parts)}")
+
+    digits = decimals([sum(bar.parts) for bar in bars])
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -122,6 +125,10 @@ def bar_chart(bars: Sequence[Bar], names: Sequence[str], *, x_label: str) -> str
             axes.annotate(
                 bar.label, (0, row - 0.24), xytext=(0, 1.5), textcoords="offset points", ha="left", va="bottom",
                 color=INK, fontsize=9.5,
+            )  # fmt: skip
+            axes.annotate(
+                written(start, digits), (1, row - 0.24), xycoords=("axes fraction", "data"), xytext=(0, 1.5),
+                textcoords="offset points", ha="right", va="bottom", color=INK, fontsize=9.5,
             )  # fmt: skip
         axes.set_ylim(len(bars) - 0.65, -0.95)
         axes.set_yticks([])

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lordfast.training.config import RunConfig, check_choices
+from lordfast.training.speed import SpeedOptions
 
 
 @dataclass(kw_only=True)
-class ProfileConfig(RunConfig):
+class ProfileConfig(SpeedOptions, RunConfig):
     """Run a few steps on made-up data and say where their time goes."""
 
     model: str = "demo"

@@ -184,11 +184,27 @@ def _prepare_generate(config: GenerateProfile, model: LatentDiffusion, folder: P
 
 JOBS: dict[str, Job] = {
     "stage1": Job(
-        "training steps of stage1: LoRD on clean and perturbed images", "training step", Stage1Profile, _prepare_stage1
+        summary="training steps of stage1: a LoRD on clean and perturbed images",
+        step="a training step",
+        config=Stage1Profile,
+        prepare=_prepare_stage1,
     ),
     "stage2": Job(
-        "training steps of stage2: a LoRA, on a frozen LoRD", "training step", Stage2Profile, _prepare_stage2
+        summary="training steps of stage2: a LoRA on a frozen LoRD",
+        step="a training step",
+        config=Stage2Profile,
+        prepare=_prepare_stage2,
     ),
-    "pgd": Job("steps of projected gradient descent on images", "attack step", PgdProfile, _prepare_pgd),
-    "generate": Job("drawing batches of images", "batch", GenerateProfile, _prepare_generate),
+    "pgd": Job(
+        summary="steps of projected gradient descent on images",
+        step="an attack step",
+        config=PgdProfile,
+        prepare=_prepare_pgd,
+    ),
+    "generate": Job(
+        summary="drawing batches of images",
+        step="a batch",
+        config=GenerateProfile,
+        prepare=_prepare_generate,
+    ),
 }

@@ -11,7 +11,7 @@ from lordfast.profiling.ceilings import Ceilings
 from lordfast.profiling.count import Counted, Work, mfu
 from lordfast.profiling.layers import Direction, Layer
 from lordfast.profiling.recorder import Plan, Recording
-from lordfast.profiling.trace_summary import Spent, Summary
+from lordfast.profiling.trace_summary import PhaseTime, Spent, Summary
 
 OUTSIDE = "outside of the layers"
 REST = "outside of the phases"
@@ -34,6 +34,7 @@ def numbers(found: Recording, summary: Summary, plan: Plan, ceilings: Ceilings, 
         dtype: whose matrix-product rate is the ceiling.
     """
     counted = found.counted
+    waits = _waits(summary, counted)
     passes: dict[str, Work] = {name: Work() for name in ("forward", "backward", "recompute")}
     for place, work in counted.work.items():
         passes[place.direction].add(work)
@@ -53,9 +54,9 @@ def numbers(found: Recording, summary: Summary, plan: Plan, ceilings: Ceilings, 
             "wall_ms": summary.wall / 1e3,
             "busy_ms": summary.busy / 1e3,
             "launches": summary.launches,
-            "waits": sum(summary.waits.values()),
+            "waits": sum(row["per_step"] for row in waits),
         },
-        "phases": _phases(summary, counted),
+        "phases": _phases(summary, counted, waits),
         "kinds": [
             _group(kind, direction, group, ceilings, dtype) for (kind, direction), group in _kinds(summary, counted)
         ],
@@ -65,7 +66,7 @@ def numbers(found: Recording, summary: Summary, plan: Plan, ceilings: Ceilings, 
             {"ms": gap.time / 1e3, "phase": _path(gap.phases), "after": gap.before, "before": gap.after}
             for gap in summary.gaps
         ],
-        "waits": _waits(summary, counted),
+        "waits": waits,
     }
 
 
@@ -73,7 +74,7 @@ def _path(phases: Iterable[str]) -> str:
     return "/".join(phases)
 
 
-def _phases(summary: Summary, counted: Counted) -> list[dict[str, Any]]:
+def _phases(summary: Summary, counted: Counted, waits: list[dict[str, Any]]) -> list[dict[str, Any]]:
     work: dict[tuple[str, ...], Work] = defaultdict(Work)
     for place, done in counted.work.items():
         work[place.phases].add(done)
@@ -84,26 +85,26 @@ def _phases(summary: Summary, counted: Counted) -> list[dict[str, Any]]:
         return [rank[path[:depth]] for depth in range(1, len(path) + 1)]
 
     paths = sorted((path for path in summary.phases if path), key=order)
-    rows = [_phase(_path(path), summary.phases[path].wall, path, summary, work) for path in paths]
-    rows.append(_phase(REST, summary.phases[()].own if () in summary.phases else 0.0, (), summary, work))
-    return rows
+    rows = [_phase(_path(path), path, summary, work[path], waits) for path in paths]
+    rest = _phase("", (), summary, work[()], waits)
+    return [*rows, {**rest, "phase": REST, "wall_ms": rest["own_ms"]}]
 
 
 def _phase(
-    name: str, wall: float, path: tuple[str, ...], summary: Summary, work: dict[tuple[str, ...], Work]
+    name: str, path: tuple[str, ...], summary: Summary, work: Work, waits: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    time, done = summary.phases.get(path), work.get(path, Work())
+    time = summary.phases.get(path, PhaseTime())
     return {
         "phase": name,
         "depth": max(0, len(path) - 1),
-        "wall_ms": wall / 1e3,
-        "own_ms": 0.0 if time is None else time.own / 1e3,
-        "busy_ms": 0.0 if time is None else time.busy / 1e3,
-        "device_ms": None if time is None or not summary.on_device else time.device / 1e3,
-        "launches": 0.0 if time is None else time.launches,
-        "waits": 0.0 if time is None else time.waits,
-        "flops": done.flops,
-        "bytes": done.bytes,
+        "wall_ms": time.wall / 1e3,
+        "own_ms": time.own / 1e3,
+        "busy_ms": time.busy / 1e3,
+        "device_ms": time.device / 1e3 if summary.on_device else None,
+        "launches": time.launches,
+        "waits": sum(row["per_step"] for row in waits if row["phase"] == name),
+        "flops": work.flops,
+        "bytes": work.bytes,
     }
 
 
@@ -171,19 +172,28 @@ def _layers(summary: Summary, counted: Counted) -> list[dict[str, Any]]:
     return rows
 
 
-def _operations(summary: Summary, most: int = 25) -> list[dict[str, Any]]:
+def _operations(summary: Summary, most: int = 15) -> list[dict[str, Any]]:
     ranked = sorted(summary.operations.items(), key=lambda item: -item[1].time)
     return [{"name": name, "ms": spent.time / 1e3, "calls": spent.launches} for name, spent in ranked[:most]]
 
 
 def _waits(summary: Summary, counted: Counted) -> list[dict[str, Any]]:
-    """What the trace saw, and the lines of code that the counted step found for it."""
+    """What made the host wait, with the lines of code that the counted step found for it.
+
+    On a CPU nothing waits. There it is what the counted step read, which leaves out what kernels of the CPU read
+    themselves: those of a GPU are others.
+    """
+    found: dict[tuple[tuple[str, ...], str], float] = dict(summary.waits)
+    if not summary.on_device:
+        for (phases, operation, _), times in counted.waits.items():
+            key = (phases, f"aten::{operation}")
+            found[key] = found.get(key, 0.0) + times
     rows = []
-    for (phases, name), times in sorted(summary.waits.items(), key=lambda item: -item[1]):
+    for (phases, name), times in sorted(found.items(), key=lambda item: -item[1]):
         short = name.rpartition("::")[2]
         lines = [
-            {"line": line, "times": count}
-            for (where, operation, line), count in counted.waits.most_common()
+            {"line": line, "times": found_there}
+            for (where, operation, line), found_there in counted.waits.most_common()
             if where == phases and operation == short
         ]
         rows.append({"phase": _path(phases), "operation": name, "per_step": times, "lines": lines})

@@ -46,7 +46,11 @@ def _tiles(profile: dict[str, Any]) -> Tiles:
     memory = [f"at most {profile['peak_bytes'] / 2**30:.2f} GiB in use"] if profile["peak_bytes"] else []
     return Tiles(
         [
-            Tile(f"A {profile['step_is']}", seconds(profile["seconds"]), [f"{number(rate)} images a second", *memory]),
+            Tile(
+                profile["step_is"].capitalize(),
+                seconds(profile["seconds"]),
+                [f"{number(rate)} images a second", *memory],
+            ),
             Tile(
                 f"Of that the {who(profile)} works",
                 busy_share(profile),
@@ -91,8 +95,8 @@ def _time(profile: dict[str, Any]) -> Section:
             _measured(row["own_ms"]),
             _measured(row["busy_ms"]),
             *device,
-            _measured(row["launches"]),
-            _measured(row["waits"]),
+            number(row["launches"]),
+            number(row["waits"]),
             _measured(row["flops"] / 1e9),
             _measured(row["bytes"] / 1e9),
         ]
@@ -177,6 +181,7 @@ def _layers(profile: dict[str, Any]) -> Section:
             )
         )
     columns = [
+        Column("pass"),
         Column("layers"),
         Column("ms"),
         Column("launches"),
@@ -188,25 +193,25 @@ def _layers(profile: dict[str, Any]) -> Section:
         Column("GB/s", better="higher"),
         Column("of the roof, %", better="higher", explanation="Of what the roofline allows at these FLOPs per byte."),
     ]
-    rows = [(f"{row['kind']}, {row['pass']}", _kind_cells(row)) for row in profile["kinds"]]
+    rows = [(row["kind"], _kind_cells(row)) for row in profile["kinds"]]
     blocks.append(Table("Kind", columns, rows, caption="Layers by kind and pass, in a step"))
     longest = sorted(profile["layers"], key=lambda row: -row["ms"])[:40]
     single = [
         (
-            f"{row['layer']}, {row['pass']}",
-            [_measured(row["ms"]), _measured(row["launches"]), _measured(row["flops"] / 1e9)],
+            row["layer"],
+            [row["pass"], _measured(row["ms"]), number(row["launches"]), _measured(row["flops"] / 1e9)],
         )
         for row in longest
     ]
     if single:
-        table = Table("Layer", [Column("ms"), Column("launches"), Column("GFLOP")], single)
+        table = Table("Layer", [Column("pass"), Column("ms"), Column("launches"), Column("GFLOP")], single)
         blocks.append(Details(f"The {len(single)} layers and passes that take longest", [table]))
     return Section("Layers", blocks)
 
 
 def _kind_cells(row: dict[str, Any]) -> list[Measured | str | None]:
-    names = ("layers", "ms", "launches", "launches_per_layer")
-    first = [_measured(row[name]) for name in names]
+    first = [row["pass"], number(row["layers"]), _measured(row["ms"]), number(row["launches"])]
+    first.append(_measured(row["launches_per_layer"]))
     work = [_measured(row["flops"] / 1e9), _measured(row["bytes"] / 1e9)]
     rates = [_measured(row[name]) for name in ("intensity", "gflops", "gbps")]
     return [*first, *work, *rates, _measured(None if row["of_roof"] is None else 100 * row["of_roof"])]
@@ -220,7 +225,7 @@ def _host(profile: dict[str, Any]) -> Section:
             (
                 row["operation"],
                 [
-                    _measured(row["per_step"]),
+                    number(row["per_step"]),
                     row["phase"].replace("/", " / ") or "outside of the phases",
                     "; ".join(f"{found['line']} ({found['times']} ×)" for found in row["lines"][:3]) or None,
                 ],
@@ -243,7 +248,7 @@ def _host(profile: dict[str, Any]) -> Section:
 def _operations(profile: dict[str, Any]) -> Section:
     whole = sum(row["ms"] for row in profile["operations"])
     rows: list[tuple[str, list[Measured | str | None]]] = [
-        (row["name"], [_measured(row["ms"]), share(row["ms"], whole), _measured(row["calls"])])
+        (row["name"], [_measured(row["ms"]), share(row["ms"], whole), number(row["calls"])])
         for row in profile["operations"]
     ]
     what = "Kernels" if profile["on_device"] else "Operations, each without those that it calls"

@@ -27,6 +27,7 @@ from lordfast.report.profile.page import profile_page
 from lordfast.report.profile.terminal import print_profile
 from lordfast.training.progress import progress
 from lordfast.training.run import RunFolder, write_json
+from lordfast.training.speed import speed_up
 
 
 def run_profile(name: str, config: ProfileConfig, console: Console | None = None) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def run_profile(name: str, config: ProfileConfig, console: Console | None = None
         "resolution": model.check_resolution(config.resolution),
         "dtype": config.dtype,
         "machine": describe(model.device),
-        **numbers(found, summarize_trace(timeline), plan, ceilings, config.dtype),
+        **numbers(found, summarize_trace(timeline, gaps=8), plan, ceilings, config.dtype),
     }
     add_backward_layers(found.trace, timeline)
     write_json(run.path / "profile.json", profile)
@@ -95,4 +96,6 @@ def run_profile(name: str, config: ProfileConfig, console: Console | None = None
 def open_model(config: ProfileConfig) -> LatentDiffusion:
     """The model to profile."""
     resolve_device(config.device)
-    return load_model(config.model, device=config.device, dtype=config.dtype)
+    model = load_model(config.model, device=config.device, dtype=config.dtype)
+    speed_up(model, config)
+    return model

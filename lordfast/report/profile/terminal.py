@@ -44,7 +44,7 @@ def phase_table(profile: dict[str, Any]) -> Table:
 
 def kind_table(profile: dict[str, Any], most: int = 12) -> Table:
     """A row for each kind of layer and pass, those that take longest."""
-    table = _table("Layers", "", "pass", "ms", "launches", "GFLOP", "GFLOP/s", "of the roof")
+    table = _table("Layers", "", "pass", "ms", "launches", "GFLOP", "GFLOP/s", "of roof")
     for row in profile["kinds"][:most]:
         reached = "" if row["of_roof"] is None else share(row["of_roof"], 1)
         table.add_row(

@@ -17,7 +17,9 @@ def number(value: float | None) -> str:
 
 def amount(value: float | None) -> str:
     """`number`, and nothing for nothing."""
-    return number(value) if value else ""
+    if not value:
+        return ""
+    return number(value) if value >= 0.001 else "< 0.001"
 
 
 def share(part: float, whole: float) -> str:
@@ -48,13 +50,18 @@ def headline(profile: dict[str, Any]) -> list[str]:
     rate = profile["batch_size"] / profile["seconds"]
     step, ran = profile["step"], "kernels ran" if profile["on_device"] else "operations ran"
     return [
-        f"{profile['job']}, {profile['model']}, {profile['batch_size']} images of {profile['resolution']} px, "
+        f"{profile['job']}, {profile['model']}, {images(profile)} of {profile['resolution']} px, "
         f"{profile['dtype']}, {profile['machine']['device']}",
-        f"A {profile['step_is']}: {seconds(profile['seconds'])}, {number(rate)} images/s; traced "
+        f"{profile['step_is'].capitalize()}: {seconds(profile['seconds'])}, {number(rate)} images/s; traced "
         f"{seconds(profile['seconds_traced'])}",
         f"{ran} in {busy_share(profile)} of it; {number(step['launches'])} launches, {waits(profile)}; "
         f"{100 * profile['mfu']:.1f} % of the measured matrix-product rate",
     ]
+
+
+def images(profile: dict[str, Any]) -> str:
+    """How many images a step has."""
+    return "1 image" if profile["batch_size"] == 1 else f"{profile['batch_size']} images"
 
 
 def waits(profile: dict[str, Any]) -> str:
