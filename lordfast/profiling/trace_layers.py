@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .layers import LAYER
+from .layers import LAYER, Layer
 from .trace_events import Event, Timeline
 
 TRACK = "layers, backward"
@@ -18,26 +18,28 @@ def add_backward_layers(trace: dict[str, Any], timeline: Timeline) -> int:
         timeline: the events of `trace`.
     """
     stretches: list[list[Event]] = []
+    at_work: tuple[int, Layer] | None = None
     for event in sorted(timeline.host, key=lambda event: event.start):
         node = event.parent is None or event.parent.direction == "forward"
-        if event.direction != "backward" or not node or event.step is None:
+        # Gradients are added up in between, for no layer.
+        if event.direction != "backward" or not node or event.step is None or event.layer is None:
             continue
-        if not stretches or stretches[-1][-1].layer != event.layer:
+        if at_work != (event.step, event.layer):
             stretches.append([])
+        at_work = (event.step, event.layer)
         stretches[-1].append(event)
-    found = [stretch for stretch in stretches if stretch[0].layer is not None]
-    if not found:
+    if not stretches:
         return 0
     process = timeline.steps[0].thread[0]
     events = trace["traceEvents"]
     events.append({"ph": "M", "name": "thread_name", "pid": process, "tid": _THREAD, "args": {"name": TRACK}})
-    for stretch in found:
+    for stretch in stretches:
         first, last = stretch[0], max(event.end for event in stretch)
         events.append(
             {
                 "ph": "X",
                 "cat": "layers",
-                "name": first.layer.mark.removeprefix(LAYER) if first.layer is not None else "",
+                "name": "" if first.layer is None else first.layer.mark.removeprefix(LAYER),
                 "pid": process,
                 "tid": _THREAD,
                 "ts": first.start,
@@ -45,4 +47,4 @@ def add_backward_layers(trace: dict[str, Any], timeline: Timeline) -> int:
                 "args": {"nodes": len(stretch)},
             }
         )
-    return len(found)
+    return len(stretches)

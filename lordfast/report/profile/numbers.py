@@ -185,9 +185,9 @@ def _waits(summary: Summary, counted: Counted) -> list[dict[str, Any]]:
     """
     found: dict[tuple[tuple[str, ...], str], float] = dict(summary.waits)
     if not summary.on_device:
-        for (phases, operation, _), times in counted.waits.items():
+        for (phases, operation, _), reads in counted.waits.items():
             key = (phases, f"aten::{operation}")
-            found[key] = found.get(key, 0.0) + times
+            found[key] = found.get(key, 0.0) + reads
     rows = []
     for (phases, name), times in sorted(found.items(), key=lambda item: -item[1]):
         short = name.rpartition("::")[2]
