@@ -1,4 +1,4 @@
-"""Traces: what was planted in a loop shows where it was planted, and made-up events of a GPU are read as they should."""
+"""Traces: what was planted in a loop shows where it was planted, and made-up events of a GPU are read rightly."""
 
 from __future__ import annotations
 
