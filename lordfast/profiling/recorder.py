@@ -16,6 +16,7 @@ from torch import nn
 
 from lordfast.ranges import Mark, recording
 
+from .backward_ranges import backward_ranges
 from .count import Counted, counting
 from .layers import Layer, tracking
 from .trace_events import STEP
@@ -71,12 +72,12 @@ class Recorder:
         layers: Mapping[nn.Module, Layer],
         device: torch.device,
         *,
-        mark_layers: bool = True,
+        nvtx_backward: bool = False,
         on_step: Callable[[], None] | None = None,
     ) -> None:
         self.found = Recording()
         self._plan, self._layers, self._device = plan, layers, device
-        self._mark_layers, self._on_step = mark_layers, on_step
+        self._nvtx_backward, self._on_step = nvtx_backward, on_step
         self._done = 0
         self._open = ExitStack()
         self._mark: Mark | None = None
@@ -139,8 +140,9 @@ class Recorder:
         if self._device.type == "cuda":
             kinds.append(ProfilerActivity.CUDA)
         self._open.enter_context(recording())
-        if self._mark_layers:
-            self._open.enter_context(tracking(self._layers, mark=True))
+        self._open.enter_context(tracking(self._layers, mark=True))
+        if self._nvtx_backward:
+            self._open.enter_context(backward_ranges(self._layers))
         self._profiler = self._open.enter_context(profile(activities=kinds))
 
     def _stop_trace(self) -> None:
@@ -165,8 +167,8 @@ def record(plan: Plan, layers: Mapping[nn.Module, Layer], device: torch.device, 
 
     Args:
         layers: the model's layers, from `find_layers`, followed while steps are traced and counted.
-        options: ``mark_layers``, False where hooks would change what is measured (compiled models); ``on_step``, called
-            after each step.
+        options: ``nvtx_backward``, also leave NVTX ranges for layers in backward passes, which costs time there;
+            ``on_step``, called after each step.
 
     Raises:
         ValueError: a plan without timed or traced steps, or with a negative number.

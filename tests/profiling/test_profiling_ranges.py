@@ -5,9 +5,40 @@ from __future__ import annotations
 import nvtx
 import pytest
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from lordfast.profiling.backward_ranges import backward_ranges
+from lordfast.profiling.layers import find_layers
 from lordfast.ranges import open_phases, phase, recording
+
+
+class Net(nn.Module):
+    """Attention beside a residual, and a linear layer behind both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Attention()
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x + self.attention(x=x))
+
+
+class Attention(nn.Module):
+    """Known by its name; work of its own around a layer within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ff = FeedForward()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ff(x.tanh()).exp()
+
+
+class FeedForward(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
 
 
 @pytest.fixture
@@ -37,6 +68,25 @@ def test_on_they_nest_in_the_trace_and_in_nvtx(nvtx_calls: list[str]) -> None:
     a, b = events["phase:a"], events["phase:b"]
     assert a.start <= b.start <= b.end <= a.end
     assert nvtx_calls == ["lordfast+phase:a", "lordfast+phase:b", "lordfast-", "lordfast-"]
+
+
+@pytest.mark.parametrize("wanted", [True, False], ids=["input wants a gradient", "input wants none"])
+def test_a_backward_pass_leaves_ranges_by_layer(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(nvtx, "start_range", lambda name, domain: calls.append(name) or name)
+    monkeypatch.setattr(nvtx, "end_range", lambda name: calls.append(f"end {name}"))
+    net, x = Net(), torch.ones(2, 4, requires_grad=wanted)
+    names = ["net projection|net.last", "net attention|net.attention", "net feed-forward|net.attention.ff"]
+    last, attention, inner = (f"layer:{name} backward" for name in names)
+    # What is left of attention comes after the layer within it. Without a gradient for x nothing reaches that far, and
+    # the end of the pass ends the last turn.
+    turns = [last, attention, inner, attention] if wanted else [last]
+    with backward_ranges(find_layers({"net": net})):
+        net(x).sum().backward()
+        assert calls == [call for turn in turns for call in (turn, f"end {turn}")]
+    net(x).sum().backward()
+    assert len(calls) == 2 * len(turns), "nothing stays behind"
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
 def test_an_error_closes_them() -> None:

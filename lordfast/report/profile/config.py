@@ -26,6 +26,8 @@ class ProfileConfig(SpeedOptions, RunConfig):
     """Images per step."""
     resolution: int | None = None
     """Side in pixels; the model's own when left out."""
+    nvtx_backward: bool = False
+    """Under nsys or another reader of NVTX: also ranges for layers in the backward pass, which slow it a little."""
     ceiling_seconds: float = 2.0
     """How long to measure what the machine can do at best: the bandwidth of a copy, the rate of a matrix product."""
 

@@ -57,7 +57,7 @@ def run_profile(name: str, config: ProfileConfig, console: Console | None = None
     parts = {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder}
     with (
         progress(f"profiling {name}", plan.total) as advance,
-        record(plan, find_layers(parts), model.device, on_step=advance) as recorder,
+        record(plan, find_layers(parts), model.device, nvtx_backward=config.nvtx_backward, on_step=advance) as recorder,
     ):
         loop(recorder.step)
     found = recorder.found
