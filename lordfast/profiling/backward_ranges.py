@@ -50,7 +50,10 @@ class _Turns:
 
 @contextmanager
 def backward_ranges(layers: Mapping[nn.Module, Layer]) -> Iterator[None]:
-    """Inside, backward passes through `layers` leave NVTX ranges named ``layer:KIND|NAME backward``."""
+    """Inside, backward passes through `layers` leave NVTX ranges named ``layer:KIND|NAME backward``.
+
+    Compiled modules leave none: hooks would be compiled along.
+    """
     turns = _Turns()
     opened: list[Layer] = []
     handles: list[Any] = []
@@ -71,14 +74,17 @@ def backward_ranges(layers: Mapping[nn.Module, Layer]) -> Iterator[None]:
 
     try:
         for module, layer in layers.items():
-            handles += [
-                module.register_forward_pre_hook(
-                    lambda _, args, kwargs, layer=layer: enter(layer, args, kwargs), with_kwargs=True
-                ),
-                module.register_forward_hook(
-                    lambda _, args, output, layer=layer: leave(layer, output), always_call=True
-                ),
-            ]
+            if module._compiled_call_impl is not None:
+                continue
+
+            def before(_: nn.Module, args: Any, kwargs: Any, layer: Layer = layer) -> None:
+                enter(layer, args, kwargs)
+
+            def after(_: nn.Module, args: Any, output: Any, layer: Layer = layer) -> None:
+                leave(layer, output)
+
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after, always_call=True))
         yield
     finally:
         turns.begin(None)

@@ -7,7 +7,7 @@ a forward pass makes them, and the layer that was open then is the layer whose g
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,15 +57,18 @@ class Layer:
 def find_layers(parts: Mapping[str, nn.Module]) -> dict[nn.Module, Layer]:
     """The layers of a model's `parts` by name: adapters, attention, feed-forward, resnets, and what lies outside them.
 
-    What an adapter wraps is part of its layer. Modules that torch.compile has compiled are left out with all that they
-    hold: hooks there would be compiled along, and change what runs.
+    What an adapter wraps is part of its layer, and what a module that torch.compile has compiled holds is part of that
+    module: hooks in there would be compiled along, and change what runs.
     """
     found: dict[nn.Module, Layer] = {}
 
     def visit(module: nn.Module, name: str, part: str, inside: bool) -> None:
-        if module in found or module._compiled_call_impl is not None:
+        if module in found:
             return
         part = _PARTS.get(name, part)
+        if module._compiled_call_impl is not None:
+            found[module] = Layer(name, f"{part} {type(module).__name__}, compiled")
+            return
         adapter = _adapter(module)
         kind = adapter or _KINDS.get(type(module).__name__)
         if kind is None and not inside and not any(True for _ in module.children()):
@@ -134,6 +137,18 @@ class Tracker:
             mark.__exit__(None, None, None)
         self._note()
 
+    def around(self, layer: Layer, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call`, during which `layer` is at work."""
+
+        def tracked(*args: Any, **kwargs: Any) -> Any:
+            self.enter(layer)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.leave()
+
+        return tracked
+
     def _note(self) -> None:
         # What a backward pass computes again makes nodes that no gradient flows through.
         if torch._C._current_graph_task_id() == -1:
@@ -150,8 +165,13 @@ def tracking(layers: Mapping[nn.Module, Layer], *, mark: bool = False) -> Iterat
     """
     tracker = Tracker(mark)
     handles = []
+    compiled: dict[nn.Module, Any] = {}
     try:
         for module, layer in layers.items():
+            if module._compiled_call_impl is not None:
+                compiled[module] = module._compiled_call_impl
+                module._compiled_call_impl = tracker.around(layer, compiled[module])
+                continue
 
             def enter(_: nn.Module, __: Any, layer: Layer = layer) -> None:
                 tracker.enter(layer)
@@ -166,3 +186,5 @@ def tracking(layers: Mapping[nn.Module, Layer], *, mark: bool = False) -> Iterat
     finally:
         for handle in handles:
             handle.remove()
+        for module, call in compiled.items():
+            module._compiled_call_impl = call

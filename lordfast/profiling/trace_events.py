@@ -55,9 +55,10 @@ class Event:
     @property
     def is_operation(self) -> bool:
         """Whether work is done in it: an operation of ATen's or of a library's, or code that was compiled."""
-        if self.kind == "cpu_op":
-            return "::" in self.name and not self.name.startswith(("autograd::", "torch::autograd", PHASE, LAYER))
-        return self.name.startswith("## Call CompiledFxGraph")
+        if self.name.startswith("## Call CompiledFxGraph"):
+            return True
+        others = ("autograd::", "torch::autograd", PHASE, LAYER)
+        return self.kind == "cpu_op" and "::" in self.name and not self.name.startswith(others)
 
     @property
     def inside_operation(self) -> bool:

@@ -175,10 +175,30 @@ def test_nothing_stays_behind_when_the_loop_fails() -> None:
     assert phase("a") is phase("b")
 
 
-def test_compiled_modules_are_left_alone() -> None:
-    net = Net()
-    net.second.compile(backend="eager")
-    assert set(find_layers({"net": net}).values()) == {FIRST}
+def test_compiled_modules_are_followed_from_outside() -> None:
+    class Block(nn.Linear):
+        # torch.compile passes over the forward of torch's own modules.
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.weight, self.bias)
+
+    net, graphs = Net(), []
+    net.second = Block(5, 4)
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    net.second.compile(backend=backend, fullgraph=True)
+    call = net.second._compiled_call_impl
+    compiled = Layer("net.second", "net Block, compiled")
+    assert set(find_layers({"net": net}).values()) == {FIRST, compiled}
+    found = traced(net, Plan(warmup=1, timed=1, traced=1), lambda x: net(x).sum().backward())
+    assert len(graphs) == 1, "nothing was compiled again"
+    assert net.second._compiled_call_impl is call
+    layers = summarize_trace(read_events(found.trace)).layers
+    assert layers[compiled, "forward"].launches == 1 and layers[compiled, "backward"].launches == 3
+    flops = {place.layer: work.flops for place, work in found.counted.work.items() if place.direction == "forward"}
+    assert flops[compiled] == 2 * 3 * 5 * 4
 
 
 @pytest.mark.parametrize("bad", [{"warmup": -1}, {"timed": 0}, {"traced": 0}])
