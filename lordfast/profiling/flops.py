@@ -110,7 +110,9 @@ def lord_backward(
         flops += 2 * m * n * 2 * r
     # dP goes into dB as well as dW1.
     if needs_branches or needs_gate:
-        flops += 2 * m * h * r + 3 * m * h
+        flops += 2 * m * h * r
+    if needs_gate:
+        flops += 3 * m * h
     if needs_A:
         flops += 2 * m * r * k
     if needs_x:

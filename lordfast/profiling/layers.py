@@ -118,9 +118,7 @@ class Tracker:
         return (None if node is None else self._layer_of(node._sequence_nr())), "backward"
 
     def _layer_of(self, number: int) -> Layer | None:
-        if not self._numbers or number > torch._C._autograd._get_sequence_nr():
-            # The accumulation of gradients has the largest number there is.
-            return None
+        # The accumulation of gradients has the largest number there is, which no layer's is.
         at = bisect_right(self._numbers, number) - 1
         return None if at < 0 else self._layers[at]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lordfast.ranges import PHASE
@@ -73,10 +73,15 @@ class Event:
 
 @dataclass
 class Timeline:
-    """The events of a trace: of the host, each after the one it lies in, and of the device, in the order they began."""
+    """The events of a trace: of the host, each after the one it lies in, and of the device, in the order they began.
 
-    host: list[Event] = field(default_factory=list)
-    device: list[Event] = field(default_factory=list)
+    Attributes:
+        marks: which phase was open when.
+    """
+
+    host: list[Event]
+    device: list[Event]
+    marks: Marks
 
     @property
     def steps(self) -> list[Event]:
@@ -107,15 +112,15 @@ def read_events(trace: Mapping[str, Any]) -> Timeline:
     for events in threads.values():
         _nest(events)
     layers = _place_main(threads[main])
-    clock = _Clock(threads[main])
+    marks = Marks(threads[main])
     for name, events in threads.items():
         if name != main:
-            _place_other(events, clock, layers)
+            _place_other(events, marks, layers)
     # The main thread first: gaps are those of its events.
     host = threads.pop(main) + [event for events in threads.values() for event in events]
     device.sort(key=lambda event: event.start)
     _place_device(device, host)
-    return Timeline(host, device)
+    return Timeline(host, device, marks)
 
 
 def _nest(events: list[Event]) -> None:
@@ -161,34 +166,28 @@ def _place_main(events: list[Event]) -> dict[int, Layer | None]:
     return layers
 
 
-class _Clock:
-    """What the main thread was at, at any time: its last mark, and the operation that was running then."""
+class Marks:
+    """The steps and phases of the main thread, by time."""
 
-    def __init__(self, events: list[Event]) -> None:
-        changes: list[tuple[float, Event | None]] = []
-        for event in events:
-            if event.name.startswith((STEP, PHASE)):
-                above = event.parent
-                while above is not None and not above.name.startswith((STEP, PHASE)):
-                    above = above.parent
-                changes += [(event.start, event), (event.end, above)]
-        # Where one ends as the next begins, the next counts; an inner mark that ends with its outer one does not.
-        changes.sort(key=lambda change: (change[0], 0 if change[1] is None else change[1].start))
-        self._times = [time for time, _ in changes]
-        self._events = [event for _, event in changes]
+    def __init__(self, events: Iterable[Event]) -> None:
+        self._marks = [event for event in events if event.name.startswith((STEP, PHASE))]
+        self._starts = [mark.start for mark in self._marks]
 
     def at(self, time: float) -> Event | None:
-        index = bisect_right(self._times, time) - 1
-        found = self._events[index] if index >= 0 else None
-        return found if found is None or found.end >= time else None
+        """The innermost one that is open at `time`."""
+        index = bisect_right(self._starts, time) - 1
+        found = self._marks[index] if index >= 0 else None
+        while found is not None and (found.end <= time or not found.name.startswith((STEP, PHASE))):
+            found = found.parent
+        return found
 
 
-def _place_other(events: Iterable[Event], clock: _Clock, layers: Mapping[int, Layer | None]) -> None:
+def _place_other(events: Iterable[Event], marks: Marks, layers: Mapping[int, Layer | None]) -> None:
     """Place the events of another thread: autograd's, which works for the phase that waits for it, or any."""
     for event in events:
         _place(event, layers)
         if event.parent is None:
-            mark = clock.at(event.start)
+            mark = marks.at(event.start)
             event.step = None if mark is None else mark.step
             event.phases = mark.phases if mark is not None and event.name.startswith(_NODE) else (OTHER_THREADS,)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 from lordfast.ranges import PHASE
@@ -118,11 +118,10 @@ def summarize_trace(timeline: Timeline, *, gaps: int = 12) -> Summary:
     summary.launches = sum(spent.launches for spent in summary.layers.values())
     _average(summary)
     longest = sorted(found, key=lambda gap: gap[0] - gap[1])[:gaps]
-    at = _phases_at(host)
-    summary.gaps = [
-        Gap(end - start, at((start + end) / 2), *("" if e is None else e.name for e in (before, after)))
-        for start, end, before, after in longest
-    ]
+    for start, end, before, after in longest:
+        mark = timeline.marks.at((start + end) / 2)
+        names = ("" if event is None else event.name for event in (before, after))
+        summary.gaps.append(Gap(end - start, () if mark is None else mark.phases, *names))
     return summary
 
 
@@ -208,16 +207,6 @@ def _between(
         if end > reached:
             found.append((reached, end, before, None))
     return found
-
-
-def _phases_at(host: Sequence[Event]) -> Callable[[float], tuple[str, ...]]:
-    marks = [e for e in host if e.name.startswith(STEP) or (e.parent is not None and e.phases != e.parent.phases)]
-
-    def at(time: float) -> tuple[str, ...]:
-        inside = [mark.phases for mark in marks if mark.start <= time < mark.end]
-        return max(inside, key=len, default=())
-
-    return at
 
 
 def _waits(summary: Summary, host: Iterable[Event]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from lordfast.ops.qkv import Projection
 from lordfast.profiling import costs
 from lordfast.profiling.ceilings import Ceilings
 from lordfast.profiling.count import count_flops, counting, mfu
+from lordfast.profiling.layers import find_layers
 from lordfast.ranges import phase
 
 M, K, N, R, H = 6, 20, 12, 3, 5
@@ -70,6 +72,12 @@ def test_a_frozen_lord_layer_computes_the_gradient_of_its_input_alone() -> None:
     count = count_flops(lambda: lord_linear(*lord(x=True))[0].sum().backward())
     recomputed, through_gate = 2 * M * H * R + 2 * M * H, 2 * M * H * R
     assert count.backward == 2 * M * N * 2 * R + recomputed + through_gate + 2 * M * R * K + 2 * M * K * N
+
+
+def test_branches_alone_take_what_they_need_of_the_gate() -> None:
+    count = count_flops(lambda: lord_linear(*lord(B=True, B_adv=True))[0].sum().backward())
+    recomputed, through_gate = 2 * M * H * R + 2 * M * H, 2 * M * H * R
+    assert count.backward == 2 * (2 * M * N * 2 * R) + recomputed + through_gate
 
 
 def test_a_lord_layer_over_text_has_no_gradient_of_its_input() -> None:
@@ -141,6 +149,22 @@ def test_gradients_go_to_the_layer_that_ran_and_not_to_its_neighbour() -> None:
     count = count_flops(run, {"first": first, "second": second})
     assert count.by_module == {"first": 6 * 3 * 4 * 8, "second": 6 * 3 * 8 * 16}
     assert count.recomputed > 0
+
+
+def test_what_another_thread_computes_again_confuses_nothing() -> None:
+    """On a GPU the backward pass, and with it the recomputation, has a thread with numbers of its own."""
+    first, second = nn.Linear(4, 8), nn.Linear(8, 16)
+    layers = find_layers({"first": first, "second": second})
+    y = torch.randn(3, 4, requires_grad=True)
+    with counting(layers) as counted:
+        loss = checkpoint(lambda x: second(first(x)), y, use_reentrant=False).sum()
+        elsewhere = threading.Thread(target=lambda: loss.backward(retain_graph=True))
+        elsewhere.start()
+        elsewhere.join()
+        loss.backward()
+    found = {place.layer.name: work.flops for place, work in counted.work.items()
+             if place.layer is not None and place.direction == "backward" and work.flops}  # fmt: skip
+    assert found == {"first": 4 * 3 * 4 * 8, "second": 4 * 3 * 8 * 16}
 
 
 def test_bytes_of_a_call_are_its_arrays_once_each() -> None:

@@ -16,9 +16,9 @@ from lordfast.ranges import open_phases, phase, recording
 class Net(nn.Module):
     """Attention beside a residual, and a linear layer behind both."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: bool = True) -> None:
         super().__init__()
-        self.attention = Attention()
+        self.attention = Attention(own)
         self.last = nn.Linear(4, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -26,14 +26,14 @@ class Net(nn.Module):
 
 
 class Attention(nn.Module):
-    """Known by its name; work of its own around a layer within it."""
+    """Known by its name; around a layer within it work of its own, or only behind it."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: bool) -> None:
         super().__init__()
-        self.ff = FeedForward()
+        self.own, self.ff = own, FeedForward()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.ff(x.tanh()).exp()
+        return self.ff(x.tanh() if self.own else x).exp()
 
 
 class FeedForward(nn.Module):
@@ -70,17 +70,17 @@ def test_on_they_nest_in_the_trace_and_in_nvtx(nvtx_calls: list[str]) -> None:
     assert nvtx_calls == ["lordfast+phase:a", "lordfast+phase:b", "lordfast-", "lordfast-"]
 
 
-@pytest.mark.parametrize("wanted", [True, False], ids=["input wants a gradient", "input wants none"])
-def test_a_backward_pass_leaves_ranges_by_layer(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("wanted", "own"), [(True, True), (True, False), (False, True)])
+def test_a_backward_pass_leaves_ranges_by_layer(wanted: bool, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(nvtx, "start_range", lambda name, domain: calls.append(name) or name)
     monkeypatch.setattr(nvtx, "end_range", lambda name: calls.append(f"end {name}"))
-    net, x = Net(), torch.ones(2, 4, requires_grad=wanted)
+    net, x = Net(own), torch.ones(2, 4, requires_grad=wanted)
     names = ["net projection|net.last", "net attention|net.attention", "net feed-forward|net.attention.ff"]
     last, attention, inner = (f"layer:{name} backward" for name in names)
     # What is left of attention comes after the layer within it. Without a gradient for x nothing reaches that far, and
     # the end of the pass ends the last turn.
-    turns = [last, attention, inner, attention] if wanted else [last]
+    turns = [last, attention, inner, *([attention] if own else [])] if wanted else [last]
     with backward_ranges(find_layers({"net": net})):
         net(x).sum().backward()
         assert calls == [call for turn in turns for call in (turn, f"end {turn}")]
