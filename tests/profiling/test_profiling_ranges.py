@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import nvtx
 import pytest
 import torch
@@ -87,6 +89,20 @@ def test_a_backward_pass_leaves_ranges_by_layer(wanted: bool, own: bool, monkeyp
     net(x).sum().backward()
     assert len(calls) == 2 * len(turns), "nothing stays behind"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_other_threads_are_in_no_phase() -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def elsewhere() -> None:
+        with phase("b"):
+            seen.append(open_phases())
+
+    with recording(), phase("a"):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    assert seen == [("a",)]
 
 
 def test_an_error_closes_them() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lordfast.cli.main import main
+from lordfast.diffusion import LatentDiffusion
 from lordfast.profiling.ceilings import Ceilings, measure_ceilings
 from lordfast.profiling.count import Counted, Place, Work
 from lordfast.profiling.layers import Layer
@@ -19,7 +20,7 @@ from lordfast.report import Page, Table, Tiles, render_page
 from lordfast.report.profile import JOBS
 from lordfast.report.profile import run as profile_run
 from lordfast.report.profile.charts import Bar, Point, bar_chart, roofline
-from lordfast.report.profile.config import Stage1Profile
+from lordfast.report.profile.config import Stage1Profile, Stage2Profile
 from lordfast.report.profile.numbers import OUTSIDE, numbers
 from lordfast.report.profile.page import profile_page
 from lordfast.report.profile.words import number, seconds, share
@@ -142,6 +143,23 @@ def test_tables_of_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert work["VAE encoder resnet", "forward"]["flops"] == 2 * work["VAE encoder resnet", "backward"]["flops"]
 
 
+def test_random_weights_of_a_published_architecture(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["profile", "stage1", "--topology", "sd15-narrow", "--out", str(out), *SHORT]) == 0
+    profile = read(out)
+    assert (profile["model"], profile["weights"], profile["resolution"]) == ("sd15-narrow", "random", 64)
+    lord = next(row for row in profile["kinds"] if (row["kind"], row["pass"]) == ("UNet LoRD", "forward"))
+    assert lord["layers"] == 128, "every attention projection of Stable Diffusion 1.5"
+
+
+def test_the_lord_of_stage2_is_frozen(demo_model: LatentDiffusion, tmp_path: Path) -> None:
+    config = Stage2Profile(out=tmp_path / "run", device="cpu", batch_size=1)
+    JOBS["stage2"].prepare(config, demo_model, tmp_path, 4)
+    names = [name for name, value in demo_model.unet.named_parameters() if value.requires_grad]
+    assert names and all(".lora_" in name for name in names)
+    assert any(".lord_A." in name for name, _ in demo_model.unet.named_parameters())
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -150,6 +168,7 @@ def test_tables_of_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--ceiling-seconds", "0"], "ceiling_seconds: expected a positive number"),
         (["--resolution", "63"], "resolution: expected a positive multiple"),
         (["--model", "nowhere"], "model: 'nowhere' does not exist"),
+        (["--topology", "sd14"], "topology: expected one of sd15"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_written(
@@ -216,7 +235,7 @@ def test_numbers_of_a_profile_made_up(on_device: bool) -> None:
     (wait,) = profile["waits"]
     assert wait["lines"] == [{"line": "a.py:1 f", "times": 3}]
     assert wait["per_step"] == (1 if on_device else 3) == profile["step"]["waits"]
-    assert profile["phases"][2]["waits"] == wait["per_step"]
+    assert [row["waits"] for row in profile["phases"]] == [0, 0, wait["per_step"], 0]
     assert profile["phases"][0]["device_ms"] == (9 if on_device else None)
     assert OUTSIDE not in {row["kind"] for row in profile["kinds"]}
 

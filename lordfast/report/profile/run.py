@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-from lordfast.diffusion import LatentDiffusion, load_model, resolve_device
 from lordfast.files import write_atomic
 from lordfast.profiling.ceilings import measure_ceilings
 from lordfast.profiling.layers import find_layers
@@ -22,12 +21,12 @@ from lordfast.profiling.trace_summary import summarize_trace
 from lordfast.report.page import write_page
 from lordfast.report.profile.config import ProfileConfig, check
 from lordfast.report.profile.jobs import JOBS
+from lordfast.report.profile.model import open_model
 from lordfast.report.profile.numbers import numbers
 from lordfast.report.profile.page import profile_page
 from lordfast.report.profile.terminal import print_profile
 from lordfast.training.progress import progress
 from lordfast.training.run import RunFolder, write_json
-from lordfast.training.speed import speed_up
 
 
 def run_profile(name: str, config: ProfileConfig, console: Console | None = None) -> dict[str, Any]:
@@ -54,7 +53,9 @@ def run_profile(name: str, config: ProfileConfig, console: Console | None = None
     with tempfile.TemporaryDirectory() as folder:
         loop = job.prepare(config, model, Path(folder), plan.total)
     run = RunFolder.open(config, command)
-    parts = {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder}
+    # Every family calls its parts as its pipeline does.
+    names = ("unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+    parts = {name: getattr(model, name) for name in names if getattr(model, name, None) is not None}
     with (
         progress(f"profiling {name}", plan.total) as advance,
         record(plan, find_layers(parts), model.device, nvtx_backward=config.nvtx_backward, on_step=advance) as recorder,
@@ -91,11 +92,3 @@ def run_profile(name: str, config: ProfileConfig, console: Console | None = None
             "waits": step["waits"],
         }
     )
-
-
-def open_model(config: ProfileConfig) -> LatentDiffusion:
-    """The model to profile."""
-    resolve_device(config.device)
-    model = load_model(config.model, device=config.device, dtype=config.dtype)
-    speed_up(model, config)
-    return model
