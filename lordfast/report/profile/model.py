@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
+from torch import nn
 
-from lordfast.diffusion import LatentDiffusion, load_model, resolve_device
-from lordfast.diffusion.random_model import write_random
+from lordfast.diffusion import LatentDiffusion, load_model
+from lordfast.diffusion.random_model import random_model
 from lordfast.report.profile.config import ProfileConfig
 from lordfast.training.speed import speed_up
 
@@ -16,13 +16,15 @@ def open_model(config: ProfileConfig) -> LatentDiffusion:
     Raises:
         ValueError: there is no such model or topology, or a family that is not supported.
     """
-    resolve_device(config.device)
     if config.topology is None:
         model = load_model(config.model, device=config.device, dtype=config.dtype)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            write_random(config.topology, folder, seed=config.seed)
-            model = load_model(folder, device=config.device, dtype=config.dtype)
-        model.name = config.topology
+        model = random_model(config.topology, device=config.device, dtype=config.dtype, seed=config.seed)
     speed_up(model, config)
     return model
+
+
+def parts_of(model: LatentDiffusion) -> dict[str, nn.Module]:
+    """The parts of a model that compute something, by the names of diffusers' pipelines."""
+    denoiser = "transformer" if "Transformer" in type(model.unet).__name__ else "unet"
+    return {denoiser: model.unet, "vae": model.vae, **model.text_encoders}

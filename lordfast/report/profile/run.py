@@ -21,7 +21,7 @@ from lordfast.profiling.trace_summary import summarize_trace
 from lordfast.report.page import write_page
 from lordfast.report.profile.config import ProfileConfig, check
 from lordfast.report.profile.jobs import JOBS
-from lordfast.report.profile.model import open_model
+from lordfast.report.profile.model import open_model, parts_of
 from lordfast.report.profile.numbers import numbers
 from lordfast.report.profile.page import profile_page
 from lordfast.report.profile.terminal import print_profile
@@ -53,12 +53,10 @@ def run_profile(name: str, config: ProfileConfig, console: Console | None = None
     with tempfile.TemporaryDirectory() as folder:
         loop = job.prepare(config, model, Path(folder), plan.total)
     run = RunFolder.open(config, command)
-    # Every family calls its parts as its pipeline does.
-    names = ("unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
-    parts = {name: getattr(model, name) for name in names if getattr(model, name, None) is not None}
+    layers = find_layers(parts_of(model))
     with (
         progress(f"profiling {name}", plan.total) as advance,
-        record(plan, find_layers(parts), model.device, nvtx_backward=config.nvtx_backward, on_step=advance) as recorder,
+        record(plan, layers, model.device, nvtx_backward=config.nvtx_backward, on_step=advance) as recorder,
     ):
         loop(recorder.step)
     found = recorder.found
