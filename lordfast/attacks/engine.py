@@ -205,8 +205,9 @@ class _Finite:
         """`gradient` of a scale; neither its sign nor its direction sees the scale."""
         if self._dtype != torch.float16:
             found = gradient(1.0)
-            self.check()
-            self._waiting = Later({"finite": torch.isfinite(found).all()})
+            with phase("check"):
+                self.check()
+                self._waiting = Later({"finite": torch.isfinite(found).all()})
             return found
         # fp16 gradients of a mean over thousands of latents underflow, those of a large sum overflow: another scale
         # then, which has to be known at once.

@@ -29,7 +29,7 @@ SHORT = ["--device", "cpu", "--steps", "1", "--warmup", "0", "--batch-size", "1"
 PHASES = {
     "stage1": {"data", "forward", "forward/predict", "backward", "clip", "optimizer", "read metrics"},
     "stage2": {"data", "forward", "forward/predict", "backward", "clip", "optimizer", "read metrics"},
-    "pgd": {"draw", "encode", "loss", "loss/predict", "backward", "step"},
+    "pgd": {"draw", "encode", "loss", "loss/predict", "backward", "check", "step"},
     "generate": {"sample", "decode"},
 }
 KINDS = {
@@ -145,11 +145,11 @@ def test_tables_of_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_random_weights_of_a_published_architecture(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert main(["profile", "stage1", "--topology", "sd15-narrow", "--out", str(out), *SHORT]) == 0
+    assert main(["profile", "stage1", "--topology", "sd3-narrow", "--out", str(out), *SHORT]) == 0
     profile = read(out)
-    assert (profile["model"], profile["weights"], profile["resolution"]) == ("sd15-narrow", "random", 64)
-    lord = next(row for row in profile["kinds"] if (row["kind"], row["pass"]) == ("UNet LoRD", "forward"))
-    assert lord["layers"] == 128, "every attention projection of Stable Diffusion 1.5"
+    assert (profile["model"], profile["weights"], profile["resolution"]) == ("sd3-narrow", "random", 64)
+    lord = next(row for row in profile["kinds"] if (row["kind"], row["pass"]) == ("transformer LoRD", "forward"))
+    assert lord["layers"] == 4 * 4, "four projections in each of its blocks"
 
 
 def test_the_lord_of_stage2_is_frozen(demo_model: LatentDiffusion, tmp_path: Path) -> None:
