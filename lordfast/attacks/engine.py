@@ -17,6 +17,7 @@ from lordfast.diffusion import LatentDiffusion, content_key
 from lordfast.diffusion.model import Text
 from lordfast.ops import pgd_step
 from lordfast.pixels import to_tensor
+from lordfast.ranges import phase
 from lordfast.training.ahead import pinned, to_device
 from lordfast.training.examples import draw_noise
 from lordfast.training.later import Later
@@ -148,18 +149,26 @@ def _gradient(
             timesteps=draw.timesteps.flatten(),
             text=fixed.repeated_text,
         )
-        return torch.autograd.grad(loss(model, inputs).sum() * scale, x)[0]
+        with phase("loss"):
+            value = loss(model, inputs).sum() * scale
+        with phase("backward"):
+            return torch.autograd.grad(value, x)[0]
     with torch.no_grad():
         latents = model.encode(x, draw.latent_noise)
     latents.requires_grad_(True)
     at_latents, at_pixels = torch.zeros_like(latents), torch.zeros_like(x)
     for noise, timesteps in zip(draw.noise, draw.timesteps, strict=True):
         inputs = Inputs(x, latents, fixed.original, noise, timesteps, fixed.text)
-        found = torch.autograd.grad(loss(model, inputs).sum() * scale, (latents, x), allow_unused=True)
+        with phase("loss"):
+            value = loss(model, inputs).sum() * scale
+        with phase("backward"):
+            found = torch.autograd.grad(value, (latents, x), allow_unused=True)
         for total, gradient in zip((at_latents, at_pixels), found, strict=True):
             if gradient is not None:
                 total += gradient
-    return at_pixels + torch.autograd.grad(model.encode(x, draw.latent_noise), x, grad_outputs=at_latents)[0]
+    encoded = model.encode(x, draw.latent_noise)
+    with phase("backward"):
+        return at_pixels + torch.autograd.grad(encoded, x, grad_outputs=at_latents)[0]
 
 
 def _random_start(x: Tensor, eps: float, norm: str, std: float, generators: Sequence[torch.Generator]) -> Tensor:
@@ -196,8 +205,9 @@ class _Finite:
         """`gradient` of a scale; neither its sign nor its direction sees the scale."""
         if self._dtype != torch.float16:
             found = gradient(1.0)
-            self.check()
-            self._waiting = Later({"finite": torch.isfinite(found).all()})
+            with phase("check"):
+                self.check()
+                self._waiting = Later({"finite": torch.isfinite(found).all()})
             return found
         # fp16 gradients of a mean over thousands of latents underflow, those of a large sum overflow: another scale
         # then, which has to be known at once.
@@ -252,20 +262,22 @@ def descend(
     shape = model.latent_shape(*original.shape[-2:])
     fixed, finite = _Fixed.of(original, text, settings.draws), _Finite(model.dtype)
     for step in range(settings.steps):
-        draw = _draw(generators, shape, model, settings)
+        with phase("draw"):
+            draw = _draw(generators, shape, model, settings)
         gradient = finite(partial(_gradient, model, x, fixed, loss, draw, settings.low_memory))
         # [0, 1] pixels become [-1, 1] tensors: lengths double.
         length = 2 * settings.step_size(step)
-        x = pgd_step(
-            x,
-            original,
-            gradient,
-            step_size=length,
-            eps=2 * budget.eps,
-            norm=budget.norm,
-            direction=loss.direction,
-            out=x,
-        )
+        with phase("step"):
+            x = pgd_step(
+                x,
+                original,
+                gradient,
+                step_size=length,
+                eps=2 * budget.eps,
+                norm=budget.norm,
+                direction=loss.direction,
+                out=x,
+            )
         if on_step is not None:
             on_step(step + 1)
     finite.check()

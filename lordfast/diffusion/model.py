@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lordfast.ranges import phase
+
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Config entries of transformers that say nothing about what a model computes.
@@ -190,7 +192,7 @@ class LatentDiffusion:
     def encode_moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents, fp32, each (B, C, h, w). Differentiable in `pixels`."""
         # Where a caller computes in half precision, a VAE that is kept in fp32 must not.
-        with torch.autocast(self.device.type, enabled=False):
+        with phase("encode"), torch.autocast(self.device.type, enabled=False):
             posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
         mean = (posterior.mean.float() - self._shift) * self._scaling
         return mean, posterior.std.float() * self._scaling
@@ -202,7 +204,7 @@ class LatentDiffusion:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of scaled `latents`, fp32, not clamped."""
-        with torch.autocast(self.device.type, enabled=False):
+        with phase("decode"), torch.autocast(self.device.type, enabled=False):
             return self.vae.decode((latents / self._scaling + self._shift).to(self.vae.dtype)).sample.float()
 
     def tokenize(self, prompts: Sequence[str]) -> Tokens:
@@ -226,7 +228,8 @@ class LatentDiffusion:
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Text:
         """The conditioning for `prompts`, without gradient."""
-        return self.embed_tokens(self.tokenize(prompts))
+        with phase("text"):
+            return self.embed_tokens(self.tokenize(prompts))
 
     def unconditional(self) -> Text:
         """What guidance moves away from where nothing is said: one row, the conditioning of the empty prompt."""
@@ -258,7 +261,8 @@ class LatentDiffusion:
     def predict(self, noisy: Tensor, timesteps: Tensor, text: Text) -> Tensor:
         """The denoiser's prediction for z_t, fp32, with the shape of `noisy`."""
         text = {key: value.to(self.dtype) for key, value in text.items()}
-        return self._denoise(noisy.to(self.dtype), timesteps, text).float()
+        with phase("predict"):
+            return self._denoise(noisy.to(self.dtype), timesteps, text).float()
 
     def _denoise(self, noisy: Tensor, timesteps: Tensor, text: Text) -> Tensor:
         """One call of the denoiser with the arguments that it takes; everything is in its dtype."""

@@ -11,6 +11,7 @@ import torch
 
 from lordfast.diffusion.model import LatentDiffusion
 from lordfast.pixels import to_uint8
+from lordfast.ranges import phase
 
 
 def generate(
@@ -54,16 +55,17 @@ def generate(
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])
         generators = [torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(chunk))]
-        latents = pipeline(
-            chunk,
-            negative_prompt=model.negative(negative_prompt, len(chunk)),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generators,
-            height=side,
-            width=side,
-            output_type="latent",
-        ).images
+        with phase("sample"):
+            latents = pipeline(
+                chunk,
+                negative_prompt=model.negative(negative_prompt, len(chunk)),
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=generators,
+                height=side,
+                width=side,
+                output_type="latent",
+            ).images
         with torch.no_grad():
             images.extend(to_uint8(model.decode(latents)))
     return images

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from lordfast.ranges import phase
 from lordfast.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from lordfast.training.config import RunConfig, check_choices
 from lordfast.training.interrupt import Interrupted, StopOnSignal
@@ -188,7 +189,8 @@ def train(
 
         def record(found: Row) -> bool:
             """Keep the metrics of a step; whether a process was asked to stop in it."""
-            row = found.read()
+            with phase("read metrics"):
+                row = found.read()
             stopped = row.pop(STOP) > 0
             losses.append(row["loss"])
             if run is not None:
@@ -218,7 +220,8 @@ def train(
                     state["scaler"] = accelerator.scaler.state_dict()
                 if extras:
                     state["extras"] = {name: value.state_dict() for name, value in extras.items()}
-                save_checkpoint(run.checkpoints, step + 1, trainable, state, config.keep_checkpoints)
+                with phase("checkpoint"):
+                    save_checkpoint(run.checkpoints, step + 1, trainable, state, config.keep_checkpoints)
             if on_step is not None:
                 on_step(step + 1, last)
             if halt and not last:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lordfast.diffusion import LatentDiffusion
+from lordfast.ranges import phase
 from lordfast.training.loop import Objective
 from lordfast.training.seeds import derive_seed
 
@@ -90,7 +91,8 @@ class LoraObjective(Objective):
         self, *, latents: Tensor, noise: Tensor, timesteps: Tensor, text: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         if "ids" in text:
-            text = self._model.embed_tokens(text)
+            with phase("text"):
+                text = self._model.embed_tokens(text)
         losses = self._model.loss(latents, noise, timesteps, text)
         if self._prior_weight is None:
             return {"loss": losses.mean()}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lordfast.ranges import phase
 from lordfast.training.ahead import made_ahead, pinned, to_device
 from lordfast.training.later import Later
 from lordfast.training.seeds import derived_generator
@@ -76,15 +77,19 @@ class Worker:
         accelerator, accumulate = self._accelerator, self._config.accumulate
         sums: dict[str, Tensor] = {STOP: torch.full((), float(stop), device=accelerator.device)}
         for micro in range(accumulate):
-            batch = to_device(next(data), accelerator.device)
+            with phase("data"):
+                batch = to_device(next(data), accelerator.device)
             sync = micro + 1 == accumulate
             with contextlib.nullcontext() if sync else accelerator.no_sync(self._wrapped):
-                out = self._wrapped(**batch)
-                accelerator.backward(out["loss"] / accumulate)
+                with phase("forward"):
+                    out = self._wrapped(**batch)
+                with phase("backward"):
+                    accelerator.backward(out["loss"] / accumulate)
             for name, value in out.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / accumulate
         # An infinite threshold measures the norm and clips nothing.
-        norm = accelerator.clip_grad_norm_(self._trainable, self._config.clip_norm or math.inf)
+        with phase("clip"):
+            norm = accelerator.clip_grad_norm_(self._trainable, self._config.clip_norm or math.inf)
         sums = accelerator.reduce(sums, reduction="mean")
         if accelerator.scaler is None:
             # AdamW's kernel reads this flag as it reads that of a gradient scaler, and leaves the weights alone.
@@ -97,9 +102,10 @@ class Worker:
             self._schedule.get_last_lr()[0],
             accelerator.scaler is not None,
         )
-        self._optimizer.step()
-        self._schedule.step()
-        self._optimizer.zero_grad()
+        with phase("optimizer"):
+            self._optimizer.step()
+            self._schedule.step()
+            self._optimizer.zero_grad()
         return row
 
 
