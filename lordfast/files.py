@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_atomic(path: str | Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` through a hidden temporary file in the same folder, then rename.
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A hidden temporary file in the folder of ``path`` to write to; without an exception it becomes ``path``.
 
     Parent folders are created; an existing file is replaced.
     """
@@ -21,11 +24,16 @@ def write_atomic(path: str | Path, content: bytes) -> None:
     # A short name of its own, so that a `path` near the file system's limit still works.
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        with open(temporary, "xb") as stream:
-            stream.write(content)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` through `replacing`."""
+    with replacing(path) as temporary, open(temporary, "xb") as stream:
+        stream.write(content)
 
 
 def folder_bytes(folder: Path) -> int:

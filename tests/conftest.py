@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from lordfast.diffusion import LatentDiffusion
 
 
+pytest_plugins = ["worker_processes"]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Latents and text embeddings go to a temporary folder, never to the user's cache."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from lordfast.attacks.protocol import Perturb, Phase, Recall, Remember, Train
 from lordfast.attacks.surrogate import Surrogate
 from lordfast.training.interrupt import Interrupted
+from lordfast.training.team import Team
 
 
 @dataclass
@@ -49,6 +50,7 @@ def run_schedule(
     surrogate: Surrogate,
     perturb: Callable[[int, Tensor, int, int], Tensor],
     save: Callable[[int, Callable[[], Moment]], None],
+    team: Team | None = None,
 ) -> list[Tensor]:
     """Run what is left of `phases` from `moment` on, whose weights the surrogate takes first.
 
@@ -58,6 +60,8 @@ def run_schedule(
         save: called with the number of finished phases and what makes the `Moment`, wherever one can be gone on from:
             after each batch, after each phase, and before a phase of training that was interrupted. What it raises
             ends the schedule.
+        team: processes that run the schedule together: each perturbs its share of the batches, and all of them go
+            through everything else.
 
     Returns:
         The perturbed images, batches like `originals`.
@@ -65,18 +69,25 @@ def run_schedule(
     check_schedule(phases)
     surrogate.restore(moment.weights)
     remembered, current = moment.remembered, list(moment.current)
+    team = team or Team()
 
     def saved(phase: int, batch: int = 0) -> None:
         save(phase, lambda: Moment(phase, batch, list(current), surrogate.state(), remembered))
+
+    def several(first: int, steps: int, phase: int) -> list[Tensor]:
+        """As many batches as there are processes, from `first` on, or what is left of them."""
+        mine = first + team.rank
+        found = team.on_all(lambda: perturb(mine, current[mine], steps, phase) if mine < len(current) else None)
+        return [images for images in found if images is not None]
 
     for number in range(moment.phase, len(phases)):
         phase = phases[number]
         if isinstance(phase, Perturb):
             first = moment.batch if number == moment.phase else 0
-            for batch in range(first, len(current)):
-                current[batch] = perturb(batch, current[batch], phase.steps, number)
-                if batch + 1 < len(current):
-                    saved(number, batch + 1)
+            for batch in range(first, len(current), team.size):
+                current[batch : batch + team.size] = several(batch, phase.steps, number)
+                if batch + team.size < len(current):
+                    saved(number, batch + team.size)
         elif isinstance(phase, Train):
             images = originals if phase.on == "clean" else current
             before = surrogate.state()

@@ -20,9 +20,10 @@ from lordfast.data.images import load_layers
 from lordfast.diffusion import LatentDiffusion, TensorCache
 from lordfast.diffusion.cache import cached_text
 from lordfast.diffusion.model import Text
-from lordfast.training.interrupt import Interrupted, StopOnSignal
+from lordfast.training.interrupt import Interrupted
 from lordfast.training.progress import progress
 from lordfast.training.results import images_changed, memory_advice, save_result
+from lordfast.training.team import Others, Team
 
 T = TypeVar("T")
 Log = Callable[[dict[str, Any]], None]
@@ -37,6 +38,7 @@ class Job:
         open: reads it.
         views: how many views it has.
         shape: height and width of each view.
+        step: its place among the folder's images, from 1.
     """
 
     record: ImageRecord
@@ -44,6 +46,7 @@ class Job:
     open: Callable[[], Frame]
     views: int
     shape: tuple[int, int]
+    step: int = 1
 
     @classmethod
     def of(cls, record: ImageRecord, output: str, image: np.ndarray) -> Job:
@@ -93,51 +96,91 @@ def attack_images(
     cache: TensorCache,
     log: Log | None = None,
     show: bool = True,
+    team: Team | None = None,
 ) -> None:
     """Attack `jobs` and write the PNGs, with captions beside them, into `folder`.
 
     Outputs that exist are kept: a batch runs again only if one of its files is missing, in the same composition, so a
-    resumed folder equals an uninterrupted one bit for bit.
+    resumed folder equals an uninterrupted one bit for bit. The processes of a team, each of which calls this with the
+    same jobs, share whole batches out: the results don't depend on how many they are either.
 
     Args:
         batch_size: views per forward.
-        log: as in `Results`.
+        log: as in `Results`; each process of a team logs what it has made.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; everything finished is saved.
         ValueError: a batch does not fit into the device's memory; an output that exists is another image's.
     """
+    team = team or Team()
     batches = batches_of(jobs, batch_size)
+    # One process looks: what the others write meanwhile must not change who does what.
+    left = set(team.on_main(lambda: [i for i, batch in enumerate(batches) if not is_done(folder, batch)]))
+    kept = [batch for i, batch in enumerate(batches) if i not in left]
+    to_do = [batches[i] for i in sorted(left)]
     steps = max(settings.steps, 1)
     total = sum(job.views for job in jobs) * steps
     results = Results(model, loss, settings, folder, batch_size, log)
-    first = 0
-    with StopOnSignal() as stop, progress("attacking", total, show=show) as advance:
-        for number, batch in enumerate(batches):
-            if is_done(folder, batch):
+    with progress("attacking", total, show=show and team.is_main) as advance:
+        others = Others(team, to_do, lambda batch: is_done(folder, batch), lambda batch: advance(_views(batch) * steps))
+        with team.together(folder, others.look) as stopping:
+            for batch in team.share(kept):
                 check_kept(folder, batch, settings.budget)
-                advance(sum(job.views for job in batch) * steps)
-            else:
+            advance(sum(map(_views, kept)) * steps)
+            mine = team.share(to_do)
+            for number, batch in enumerate(mine):
                 frames = [job.open() for job in batch]
                 text = cached_text(model, [caption for job in batch for caption in job.captions], cache)
-                views = [view for frame in frames for view in frame.views]
-                levels: list[np.ndarray] = []
-                for chunk in chunks(len(views), batch_size):
-                    size = len(views[chunk])
-                    with advised(model, views[chunk]):
-                        found = perturb(
-                            model,
-                            views[chunk],
-                            rows(text, chunk),
-                            loss,
-                            settings,
-                            lambda _, size=size: advance(size),  # type: ignore[misc]
-                        )
-                    levels.extend(found)
-                results.write(batch, frames, levels, text, first)
-            first += len(batch)
-            if stop.requested and number + 1 < len(batches):
-                raise Interrupted(f"after {number + 1} of {len(batches)} batches")
+
+                def step(views: int) -> None:
+                    advance(views)
+                    others.look()
+
+                levels = attack_frames(model, frames, text, loss, settings, batch_size, step)
+                results.write(batch, frames, levels, text)
+                if stopping() and number + 1 < len(mine):
+                    before = len(kept) + others.seen + number + 1
+                    raise Interrupted(f"after {before} of {len(batches)} batches")
+
+
+def attack_frames(
+    model: LatentDiffusion,
+    frames: Sequence[Frame],
+    text: Text,
+    loss: AttackLoss,
+    settings: PgdSettings,
+    batch_size: int,
+    advance: Callable[[int], Any],
+) -> list[np.ndarray]:
+    """The perturbed views of all `frames`, float grey levels (h, w, 3), which `Frame.result` puts together.
+
+    Args:
+        text: the conditioning of each view.
+        batch_size: views per forward.
+        advance: called after each image step with how many views it was for.
+
+    Raises:
+        ValueError: a forward does not fit into the device's memory.
+    """
+    views = [view for frame in frames for view in frame.views]
+    levels: list[np.ndarray] = []
+    for chunk in chunks(len(views), batch_size):
+        size = len(views[chunk])
+        with advised(model, views[chunk]):
+            found = perturb(
+                model,
+                views[chunk],
+                rows(text, chunk),
+                loss,
+                settings,
+                lambda _, size=size: advance(size),  # type: ignore[misc]
+            )
+        levels.extend(found)
+    return levels
+
+
+def _views(batch: Sequence[Job]) -> int:
+    return sum(job.views for job in batch)
 
 
 def chunks(count: int, size: int) -> list[slice]:
@@ -174,25 +217,28 @@ class Results:
     batch_size: int
     log: Log | None
 
-    def write(
-        self, batch: Sequence[Job], frames: Sequence[Frame], levels: Sequence[np.ndarray], text: Text, first: int
-    ) -> None:
-        """Put the images of a batch together from its perturbed views, and write PNGs and captions.
+    def write(self, batch: Sequence[Job], frames: Sequence[Frame], levels: Sequence[np.ndarray], text: Text) -> None:
+        """Write what `merge` gives, as PNGs with captions."""
+        for job, result in zip(batch, self.merge(batch, frames, levels, text), strict=True):
+            save_result(job.record, Image.fromarray(result), self.folder / job.output)
+
+    def merge(
+        self, batch: Sequence[Job], frames: Sequence[Frame], levels: Sequence[np.ndarray], text: Text
+    ) -> list[np.ndarray]:
+        """The attacked images of a batch, uint8 (H, W, 3 or 4), from its perturbed views; logged.
 
         Args:
             levels: all perturbed views, float grey levels (h, w, 3), in the frames' order.
             text: the conditioning of each view.
-            first: how many jobs came before this batch.
         """
         each = _per_frame(frames, levels)
         results = [frame.result(views, self.settings.budget) for frame, views in zip(frames, each, strict=True)]
         if self.log is not None:
             losses = self._losses(frames, results, text)
             for i, (job, frame, result) in enumerate(zip(batch, frames, results, strict=True)):
-                row = {"step": first + i + 1, "image": job.record.name, "output": job.output, **losses[i]}
+                row = {"step": job.step, "image": job.record.name, "output": job.output, **losses[i]}
                 self.log(row | _distance(frame.colours, result[..., :3]))
-        for job, result in zip(batch, results, strict=True):
-            save_result(job.record, Image.fromarray(result), self.folder / job.output)
+        return results
 
     def _losses(self, frames: Sequence[Frame], results: Sequence[np.ndarray], text: Text) -> list[dict[str, float]]:
         """The attack's loss of each image, clean and attacked, the mean over its views."""

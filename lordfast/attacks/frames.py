@@ -84,7 +84,7 @@ def _only(changes: Sequence[np.ndarray]) -> np.ndarray:
     return changes[0]
 
 
-def open_frame(path: Path, size: Size, side: int, multiple: int) -> Frame:
+def open_frame(path: Path, size: Size, side: int, multiple: int, content: bytes | None = None) -> Frame:
     """Read an image for an attack at the resolution `side`.
 
     Args:
@@ -92,11 +92,12 @@ def open_frame(path: Path, size: Size, side: int, multiple: int) -> Frame:
             itself; the model sees it scaled so that its shorter side is `side`, and the change is resampled.
             ``tiles``: the image itself; the model sees it in full, in overlapping squares of `side`.
         multiple: what the sides of a view must be multiples of.
+        content: what the file holds, where it is no file of its own.
 
     Raises:
         BadImageError: the file is no readable image.
     """
-    colours, alpha = load_layers(path)
+    colours, alpha = load_layers(path, content)
     if size == "model":
         return Frame.of(*fit_layers((colours, alpha), side))
     height, width = colours.shape[:2]

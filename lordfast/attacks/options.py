@@ -102,7 +102,10 @@ class AttackConfig(BudgetOptions, SpeedOptions, RunConfig):
     model: str
     """The model whose fine-tuning is attacked: a diffusers folder, a hub id, or demo."""
     images: Path
-    """Folder of images, JPEG, PNG and others, of any size and mode."""
+    """Folder of images, JPEG, PNG and others, of any size and mode. Or webdataset archives, each of which becomes one
+    of the same name: a .tar, or a pattern such as data-{000000..000099}.tar or "data-*.tar"."""
+    share: str | None = None
+    """K/N: attack the K-th of N shares, one of N independent jobs that write into one --out. Give --resume to each."""
     prompt: str | None = None
     """One caption for all images; else name.txt, metadata.jsonl, or the empty prompt."""
     resolution: int | None = None

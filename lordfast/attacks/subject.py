@@ -21,6 +21,7 @@ from lordfast.training.checkpoint import latest_checkpoint, load_checkpoint, sav
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
 from lordfast.training.results import images_changed
+from lordfast.training.team import Team
 
 SHARE = 10
 """Saving takes at most one part in this many of the time."""
@@ -39,12 +40,14 @@ def attack_subject(
     resume: bool,
     log: Log | None = None,
     show: bool = True,
+    team: Team | None = None,
 ) -> None:
     """Run `phases` over all images of `jobs`, which are held in memory, and write the PNGs and captions into `folder`.
 
     Every image is perturbed from where its last phase left it, on noise that its pixels, the seed and the phase decide.
     Moments are saved in ``folder/checkpoints``, as often as saving takes at most a tenth of the time, and when the run
-    is interrupted; a resumed run gives the same bits.
+    is interrupted; a resumed run gives the same bits. The processes of a team, which all call this, share the batches
+    out where images are perturbed, and each make every step of training; the bits don't depend on how many they are.
 
     Args:
         batch_size: views per forward.
@@ -54,6 +57,7 @@ def attack_subject(
         Interrupted: SIGINT or SIGTERM; the moment is saved, of a phase of training the one before it.
         ValueError: a schedule that makes no sense; a batch that does not fit into memory; resumed with other images.
     """
+    team = team or Team()
     groups = [(batch, [job.open() for job in batch]) for batch in batches_of(jobs, batch_size)]
     views: list[list[np.ndarray]] = []
     captions: list[list[str]] = []
@@ -85,29 +89,34 @@ def attack_subject(
                 loss,
                 replace(settings, steps=steps),
                 generators_of(views[batch], settings.seed, phase),
-                lambda _: advance(size),
+                lambda _: advance(size * team.size),
             )
         return x.cpu()
 
     count = sum(map(len, views))
     total = sum(phase.steps for phase in phases if isinstance(phase, Perturb)) * count
-    with StopOnSignal() as stop, progress("attacking", total, start=_done(phases, moment, views), show=show) as advance:
+    done = _done(phases, moment, views)
+    with StopOnSignal() as stop, progress("attacking", total, start=done, show=show and team.is_main) as advance:
 
         def save(finished: int, make: Callable[[], Moment]) -> None:
-            keeper.offer(make, at_once=stop.requested)
-            if stop.requested and finished < len(phases):
+            asked = any(team.on_all(lambda: stop.requested))
+            team.on_main(lambda: keeper.offer(make, at_once=asked))
+            if asked and finished < len(phases):
                 raise Interrupted(f"after {finished} of {len(phases)} phases")
 
-        current = run_schedule(phases, moment, originals, surrogate, perturb, save)
+        current = run_schedule(phases, moment, originals, surrogate, perturb, save, team)
         levels = [level for batch in current for level in to_levels(batch)]
         results = Results(model, loss, settings, folder, batch_size, log)
-        first = 0
-        for batch, frames in groups:
-            mine = sum(job.views for job in batch)
-            text = surrogate.text([caption for job in batch for caption in job.captions])
-            with surrogate.precision():
-                results.write(batch, frames, levels[:mine], text, first)
-            levels, first = levels[mine:], first + len(batch)
+        each: list[list[np.ndarray]] = []
+        for batch, _ in groups:
+            count = sum(job.views for job in batch)
+            each.append(levels[:count])
+            levels = levels[count:]
+        with team.together(folder):
+            for (batch, frames), mine in team.share(list(zip(groups, each, strict=True))):
+                text = surrogate.text([caption for job in batch for caption in job.captions])
+                with surrogate.precision():
+                    results.write(batch, frames, mine, text)
 
 
 def _done(phases: Sequence[Phase], moment: Moment, views: Sequence[Sequence[np.ndarray]]) -> int:

@@ -20,8 +20,9 @@ from lordfast.training.config import RunConfig
 from lordfast.training.examples import LatentBatches, TextStore
 from lordfast.training.loop import TrainingConfig, check_training, train
 from lordfast.training.lora import TARGETS, LoraObjective, add_lora
-from lordfast.training.processes import make_accelerator
+from lordfast.training.processes import make_accelerator, on_all
 from lordfast.training.seeds import derive_seed
+from lordfast.training.unwrapped import Alone
 
 LOSS_SCALE = 1024.0
 """Of fp16 training: phases are too short to come down to a scale that does not overflow."""
@@ -110,12 +111,22 @@ class FineTuned:
         with_text = self._options.surrogate_text_encoder
         # Anew in each phase: what its fp16 scaling has learnt would be lost where an interrupted attack goes on.
         accelerator = make_accelerator(config.dtype, model.device, loss_scale=LOSS_SCALE)
+        several = accelerator.num_processes > 1
         store = _EncodedWhenDrawn(model, pixels)
         text = TextStore(model, self._captions, self._cache, trained=with_text)
         self._wants_gradient(True)
         try:
             objective = LoraObjective(model, text_encoder_lr=config.lr if with_text else None)
-            train(objective, LatentBatches(store, text, model.timesteps), config, accelerator)
+            batches = LatentBatches(store, text, model.timesteps)
+            # Its batch is often one image, which several processes can't share: each makes every step, so that the
+            # result does not depend on how many they are.
+            on_all(
+                accelerator, lambda: train(objective, batches, config, Alone(accelerator) if several else accelerator)
+            )
+            if several:
+                # Devices may round differently, and from here on all have to see the same weights.
+                for value in self._trained.values():
+                    torch.distributed.broadcast(value.data, src=0)
         finally:
             self._wants_gradient(False)
             accelerator.free_memory()

@@ -34,6 +34,7 @@ def run(args: list[str]) -> None:
     config = parse(attack.config, command, rest, presets, TRANSFER)
     transfer = _transfer(attack.name, config, flags) if flags.to else None
     again = [
+        *(["--share", config.share] if config.share else []),
         *(["--transfer-to", *flags.to] if flags.to else []),
         *(["--transfer-prompts", *flags.prompts] if flags.prompts else []),
     ]

@@ -56,10 +56,11 @@ def _read_sidecar(image_path: Path) -> str | None:
     path = image_path.with_suffix(".txt")
     if not path.is_file():
         return None
-    return _clean(_read_text(path))
+    return clean_caption(_read_text(path))
 
 
-def _clean(text: str) -> str | None:
+def clean_caption(text: str) -> str | None:
+    """A caption on one line, None if nothing of it is left."""
     return " ".join(text.splitlines()).strip() or None
 
 
@@ -90,7 +91,7 @@ def _read_metadata(folder: Path, base: str, names: set[str]) -> dict[str, str]:
             continue
         if not isinstance(text, str):
             raise ValueError(f'{where}: expected "text" to be a string, got {type(text).__name__}')
-        caption = _clean(text)
+        caption = clean_caption(text)
         if caption is not None:
             captions[name] = caption
     return captions

@@ -47,17 +47,20 @@ def load_image(path: str | Path) -> Uint8Image:
     return on_white(*load_layers(path))
 
 
-def load_layers(path: str | Path) -> Layers:
+def load_layers(path: str | Path, content: bytes | None = None) -> Layers:
     """What `load_image` reads, before it is composited: colours (H, W, 3) and alpha (H, W), None in modes without.
+
+    Args:
+        content: what the file holds, where it is no file of its own; errors name it `path`.
 
     Raises:
         BadImageError: as `load_image`.
     """
     path = Path(path)
     try:
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if content is None else len(content)) == 0:
             raise BadImageError(path, "the file is empty (0 bytes)")
-        with Image.open(path) as opened:
+        with Image.open(path if content is None else io.BytesIO(content)) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened) or opened
             return _to_layers(image)
@@ -208,6 +211,11 @@ def save_png(image: Uint8Image | Image.Image, path: str | Path) -> None:
     if not isinstance(image, Image.Image):
         check_image(image)
         image = Image.fromarray(image)
+    write_atomic(path, png_bytes(image))
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """A PIL image as the content of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()

@@ -18,18 +18,20 @@ from lordfast.data import ImageRecord, load_image
 from lordfast.defense.objective import DefenseObjective, PairedBatches
 from lordfast.diffusion import LatentDiffusion, TensorCache, load_model, resolve_device
 from lordfast.training.examples import ImageOptions, LatentStore, TextStore, list_folder, read_images
+from lordfast.training.fsdp import FsdpOptions, shard_base, wants_fsdp
 from lordfast.training.loop import TrainingConfig, check_training, train
 from lordfast.training.lora import check_targets
 from lordfast.training.processes import make_accelerator, on_main, open_run
 from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
 from lordfast.training.speed import SpeedOptions, speed_up
+from lordfast.training.team import Team
 
 LORD_NAME = "lord"
 
 
 @dataclass(kw_only=True)
-class Stage1Config(ImageOptions, TargetOptions, PgdOptions, SpeedOptions, TrainingConfig):
+class Stage1Config(ImageOptions, TargetOptions, PgdOptions, SpeedOptions, FsdpOptions, TrainingConfig):
     """Train a LoRD on clean images and on their perturbed twins, which are made first."""
 
     model: str
@@ -134,6 +136,7 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
     check(config)
     records = list_folder(config.data, "data", prompt=config.prompt, captions="required")
     accelerator = make_accelerator(config.dtype, resolve_device(config.device))
+    sharded = wants_fsdp(config, accelerator)
     finished = on_main(accelerator, lambda: RunFolder.inspect(config, "stage1"))
     if finished is not None:
         return finished
@@ -161,7 +164,7 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
         ),
         batches,
         config,
-        accelerator,
+        shard_base(model.unet, accelerator) if sharded else accelerator,
         run=run,
         description="stage 1",
     )
@@ -188,12 +191,8 @@ def perturb_examples(
     """
     settings = config.settings(config.seed)
     jobs = [Job.of(record, f"{i:06d}.png", image) for i, (record, image) in enumerate(found)]
-    # Whole batches are dealt out, so that their composition does not depend on the number of processes.
-    size, world, rank = config.attack_batch_size, accelerator.num_processes, accelerator.process_index
-    mine = [job for i, job in enumerate(jobs) if (i // size) % world == rank]
-    show = accelerator.is_main_process
-    attack_images(model, mine, loss, settings, folder, batch_size=size, cache=cache, show=show)
-    accelerator.wait_for_everyone()
+    team = Team(accelerator)
+    attack_images(model, jobs, loss, settings, folder, batch_size=config.attack_batch_size, cache=cache, team=team)
     twins = [load_image(folder / name) for name in (job.output for job in jobs)]
     if settings.budget.eps > 0 and all(map(np.array_equal, twins, (image for _, image in found))):
         raise ValueError(

@@ -72,6 +72,16 @@ class TensorCache:
             logger.warning("cache folder %s can't be written (%s): going on without it", self.folder, error)
 
 
+class NoCache(TensorCache):
+    """Keeps nothing: for more prompts or images than a disk should hold."""
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        return None
+
+    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+        return
+
+
 @torch.no_grad()
 def cached_moments(model: LatentDiffusion, images: Iterable[np.ndarray], cache: TensorCache) -> tuple[Tensor, Tensor]:
     """Latent means and standard deviations of uint8 images (H, W, 3), each (N, C, h, w) fp32 on the CPU.

@@ -18,6 +18,8 @@ NOT_IDENTITY = frozenset(
         "out",
         "resume",
         "overwrite",
+        "share",
+        "fsdp",
         "cache_dir",
         "checkpoint_every",
         "keep_checkpoints",
@@ -104,6 +106,9 @@ def write_yaml(path: Path, command: str, config: RunConfig) -> None:
     """Write the complete config so that ``lordfast COMMAND --config path`` runs it again."""
     values = {"command": command, **to_dict(config)}
     values["resume"] = values["overwrite"] = False
+    if "share" in values:
+        # The jobs of one run write the same file.
+        values["share"] = None
     write_atomic(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
 

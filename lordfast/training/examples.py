@@ -17,6 +17,7 @@ from lordfast.diffusion import LatentDiffusion, TensorCache
 from lordfast.diffusion.cache import cached_moments, cached_text
 from lordfast.training.loop import Batches
 from lordfast.training.progress import console, progress
+from lordfast.training.team import Team
 
 T = TypeVar("T")
 CaptionMode = Literal["optional", "required", "ignore"]
@@ -84,31 +85,45 @@ def report_bad(record: ImageRecord, error: Exception) -> None:
 
 
 def check_readable(
-    records: Sequence[ImageRecord], read: Callable[[ImageRecord], T], *, skip_bad: bool, argument: str = "images"
+    records: Sequence[ImageRecord],
+    read: Callable[[ImageRecord], T],
+    *,
+    skip_bad: bool,
+    argument: str = "images",
+    team: Team | None = None,
 ) -> list[tuple[ImageRecord, T]]:
     """The records whose images can be read, each with what `read` says of it.
 
     Each image is decoded once and let go, to be read again when its turn comes: a large folder does not have to fit
-    into memory, and a bad image shows before any work is done.
+    into memory, and a bad image shows before any work is done. The processes of a team share the images out.
 
     Raises:
         BadImageError: an image that can't be read, without `skip_bad`.
         ValueError: none can; it names the config's `argument`.
     """
-    found, first_error = [], None
-    with progress("checking images", len(records)) as advance:
-        for record in records:
-            try:
-                found.append((record, read(record)))
-            except BadImageError as error:
-                if not skip_bad:
-                    raise
-                first_error = first_error or error
-                report_bad(record, error)
-            advance()
-    if not found:
+    team = team or Team()
+    mine = team.share(range(len(records)))
+
+    def check() -> tuple[dict[int, T], BadImageError | None]:
+        found, first_error = {}, None
+        with progress("checking images", len(mine), show=team.is_main) as advance:
+            for place in mine:
+                try:
+                    found[place] = read(records[place])
+                except BadImageError as error:
+                    if not skip_bad:
+                        raise
+                    first_error = first_error or error
+                    report_bad(records[place], error)
+                advance()
+        return found, first_error
+
+    parts = team.on_all(check)
+    found = {place: what for part, _ in parts for place, what in part.items()}
+    if records and not found:
+        first_error = next(error for _, error in parts if error is not None)
         raise ValueError(f"{argument}: none of the {len(records)} images could be read; the first: {first_error}")
-    return found
+    return [(records[place], found[place]) for place in sorted(found)]
 
 
 class LatentStore:

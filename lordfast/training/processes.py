@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,9 @@ from lordfast.training.interrupt import Interrupted
 from lordfast.training.run import RunFolder
 
 T = TypeVar("T")
+
+FSDP_FLAG = "ACCELERATE_USE_FSDP"
+"""Set by ``accelerate launch --use_fsdp``."""
 
 
 def make_accelerator(dtype: str, device: torch.device, loss_scale: float | None = None) -> Any:
@@ -40,7 +44,13 @@ def make_accelerator(dtype: str, device: torch.device, loss_scale: float | None 
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     handlers = [GradScalerKwargs(init_scale=loss_scale)] if loss_scale is not None else None
     precision = "no" if dtype == "fp32" else dtype
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=handlers)
+    # lordfast shards by itself, see fsdp.py: accelerate would put adapters and the frozen base into one group.
+    flag = os.environ.pop(FSDP_FLAG, None)
+    try:
+        return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=handlers)
+    finally:
+        if flag is not None:
+            os.environ[FSDP_FLAG] = flag
 
 
 def on_main(accelerator: Any, work: Callable[[], T]) -> T:
@@ -65,7 +75,30 @@ def on_main(accelerator: Any, work: Callable[[], T]) -> T:
     return result
 
 
-def open_run(config: RunConfig, command: str, accelerator: Any) -> RunFolder:
+def on_all(accelerator: Any, work: Callable[[], T]) -> list[T]:
+    """What `work` returns on each process, by rank, on every process.
+
+    Raises:
+        ValueError, OSError, Interrupted: raised by `work` anywhere, and then on every process; what is no interruption
+            goes first.
+    """
+    if accelerator.num_processes == 1:
+        return [work()]
+    from accelerate.utils import gather_object
+
+    outcome: tuple[T | None, Exception | None]
+    try:
+        outcome = work(), None
+    except (ValueError, OSError, Interrupted) as error:
+        outcome = None, error
+    found = gather_object([outcome])
+    failures = [failure for _, failure in found if failure is not None]
+    if failures:
+        raise min(failures, key=lambda failure: isinstance(failure, Interrupted))
+    return [result for result, _ in found]
+
+
+def open_run(config: RunConfig, command: str, accelerator: Any, stem: str = "metrics") -> RunFolder:
     """`RunFolder.open` once for all processes; only the main one writes into what comes back."""
     on_main(accelerator, lambda: RunFolder.open(config, command).path)
-    return RunFolder(Path(config.out), write=accelerator.is_main_process)
+    return RunFolder(Path(config.out), write=accelerator.is_main_process, stem=stem)

@@ -51,11 +51,16 @@ def environment() -> dict[str, Any]:
 
 
 class RunFolder:
-    """One run on disk. Of several processes the main one opens it; the others hold it with `write` false."""
+    """One run on disk. Of several processes the main one opens it; the others hold it with `write` false.
 
-    def __init__(self, path: Path, write: bool = True) -> None:
+    Args:
+        stem: of the file of rows: ``metrics.jsonl``, or ``metrics.NAME.jsonl`` for a share of the run.
+    """
+
+    def __init__(self, path: Path, write: bool = True, stem: str = "metrics") -> None:
         self.path = path
         self.write = write
+        self._stem = stem
 
     @classmethod
     def inspect(cls, config: RunConfig, command: str) -> dict[str, Any] | None:
@@ -78,7 +83,8 @@ class RunFolder:
         # A field of this name may also count images.
         _check_outside(path, {name: Path(folder) for name, folder in folders.items() if isinstance(folder, str | Path)})
         if not _holds_run(path):
-            if path.exists() and any(path.iterdir()):
+            # A job that shares the run with this one may be about to claim it.
+            if path.exists() and not all(_is_temporary(inside) for inside in path.iterdir()):
                 raise ValueError(f"out: {path} is not empty and holds no run; expected a new or empty folder")
             return None
         if config.overwrite:
@@ -125,38 +131,77 @@ class RunFolder:
             write_json(self.path / "summary.json", summary)
         return summary
 
+    def of_process(self, rank: int) -> RunFolder:
+        """The run to one of several processes that all log rows: rows of its own, which count among those of the run.
+
+        `keep` and `collect` of the main process take them over, at a moment when no other one logs.
+        """
+        stem = f"{self._stem}.process-{rank}" if rank else self._stem
+        return RunFolder(self.path, write=True, stem=stem)
+
     def log(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl."""
         if self.write:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.path / f"{self._stem}.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+
+    def _files(self) -> list[Path]:
+        """Where the rows are: the run's own file, and those of its other processes; to the whole run, of its shares."""
+        others = "metrics.*.jsonl" if self._stem == "metrics" else f"{self._stem}.process-*.jsonl"
+        return [self.path / f"{self._stem}.jsonl", *sorted(self.path.glob(others))]
 
     def rows(self) -> list[dict[str, Any]]:
         """The whole rows of metrics.jsonl; an interruption can leave half of one, which is passed over."""
-        path, found = self.path / "metrics.jsonl", []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            with contextlib.suppress(json.JSONDecodeError):
-                row = json.loads(line)
-                if isinstance(row, dict) and "step" in row:
-                    found.append(row)
-        return found
+        return [row for path in self._files() for row in _rows(path)]
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         """Drop the rows of metrics.jsonl that are not `wanted`, so that a resumed run writes each of them once.
 
+        A share of a run looks into all files: an earlier session may have divided the work in another way.
+
         Returns:
             The rows that stay; none where this process does not write.
         """
-        path = self.path / "metrics.jsonl"
-        if not self.write or not path.exists():
+        if not self.write:
             return []
-        kept = [row for row in self.rows() if wanted(row)]
-        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        return kept
+        files = self._files() if self._stem == "metrics" else sorted(self.path.glob("metrics*.jsonl"))
+        rows = [row for path in files for row in _rows(path) if wanted(row)]
+        return self._rewrite(rows if len(files) < 2 else _by_step(rows))
+
+    def collect(self, tidy: bool = True) -> list[dict[str, Any]]:
+        """Put the rows of all processes into metrics.jsonl, ordered by step, a step once; they are returned.
+
+        Args:
+            tidy: delete the files that the rows came from.
+        """
+        return self._rewrite(_by_step(self.rows()), tidy)
+
+    def _rewrite(self, rows: list[dict[str, Any]], tidy: bool = True) -> list[dict[str, Any]]:
+        own, *others = self._files()
+        if self.write and (own.exists() or others or rows):
+            write_atomic(own, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            for path in others if tidy else ():
+                path.unlink()
+        return rows
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """`keep` the rows up to `step`."""
         return self.keep(lambda row: row["step"] <= step)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "step" in row:
+                found.append(row)
+    return found
+
+
+def _by_step(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    steps = {row["step"]: row for row in rows}
+    return [steps[step] for step in sorted(steps)]
 
 
 def check_apart(config: RunConfig, folders: Mapping[str, Path]) -> None:
@@ -168,6 +213,10 @@ def check_apart(config: RunConfig, folders: Mapping[str, Path]) -> None:
     _check_outside(Path(config.out), folders)
     if config.overwrite:
         _check_kept(Path(config.out), {name: path for name, path in folders.items() if path.exists()})
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def _check_outside(out: Path, folders: Mapping[str, Path]) -> None:

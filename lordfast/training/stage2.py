@@ -22,6 +22,7 @@ from lordfast.training.examples import (
     list_folder,
     read_images,
 )
+from lordfast.training.fsdp import FsdpOptions, shard_base, wants_fsdp
 from lordfast.training.generate import draw_missing
 from lordfast.training.loop import Batches, TrainingConfig, check_training, train
 from lordfast.training.lora import LORA_NAME, TARGETS, LoraObjective, add_lora, check_targets
@@ -32,7 +33,7 @@ from lordfast.training.speed import SpeedOptions, speed_up
 
 
 @dataclass(kw_only=True)
-class Stage2Config(ImageOptions, SpeedOptions, TrainingConfig):
+class Stage2Config(ImageOptions, SpeedOptions, FsdpOptions, TrainingConfig):
     """Train a DreamBooth LoRA on a folder of images, with the LoRD of stage1 frozen underneath or without it."""
 
     model: str
@@ -122,6 +123,7 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
     check(config)
     instance = list_folder(config.instance_data, "instance_data", captions="ignore")
     accelerator = make_accelerator(config.dtype, resolve_device(config.device))
+    sharded = wants_fsdp(config, accelerator)
     finished = on_main(accelerator, lambda: RunFolder.inspect(config, "stage2"))
     if finished is not None:
         return finished
@@ -163,10 +165,10 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
         objective,
         batches,
         config,
-        accelerator,
+        shard_base(model.unet, accelerator) if sharded else accelerator,
         run=run,
         description="stage 2",
-        on_step=_validation(model, config, run),
+        on_step=_validation(model, config, run, everywhere=sharded),
     )
     if accelerator.is_main_process:
         save(model, run.path, config)
@@ -223,8 +225,11 @@ def draw_class_images(model: LatentDiffusion, config: Stage2Config, folder: Path
     )
 
 
-def _validation(model: LatentDiffusion, config: Stage2Config, run: RunFolder) -> Callable[[int, bool], None] | None:
-    if config.validation_prompt is None or not run.write:
+def _validation(
+    model: LatentDiffusion, config: Stage2Config, run: RunFolder, everywhere: bool
+) -> Callable[[int, bool], None] | None:
+    # A sharded model computes only where all processes do.
+    if config.validation_prompt is None or not (run.write or everywhere):
         return None
     prompt = config.validation_prompt
 
@@ -233,6 +238,7 @@ def _validation(model: LatentDiffusion, config: Stage2Config, run: RunFolder) ->
             seed = derive_seed(config.seed, "validation") % 2**31
             side = config.resolution
             made = generate(model, [prompt] * config.validation_images, seed=seed, resolution=side)
-            save_png(image_grid([made]), run.path / "validation" / f"step-{step:06d}.png")
+            if run.write:
+                save_png(image_grid([made]), run.path / "validation" / f"step-{step:06d}.png")
 
     return draw

@@ -1,0 +1,175 @@
+"""Attack webdataset archives: each becomes one of the same name and samples, a unit of work that is done or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lordfast.attacks.engine import PgdSettings
+from lordfast.attacks.folder import Job, Log, Results, attack_frames, batches_of
+from lordfast.attacks.frames import Frame, Size, open_frame
+from lordfast.attacks.protocol import AttackLoss
+from lordfast.data import BadImageError, ImageRecord
+from lordfast.data.archives import Sample, read_samples, write_archive
+from lordfast.data.images import png_bytes
+from lordfast.diffusion import LatentDiffusion
+from lordfast.diffusion.cache import NoCache, cached_text
+from lordfast.files import replacing
+from lordfast.training.examples import report_bad
+from lordfast.training.interrupt import Interrupted
+from lordfast.training.progress import progress
+from lordfast.training.team import Others, Team
+
+WINDOW = 8
+"""Batches whose images are in memory at once, so that those of one shape come into one batch."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a sample's image is read.
+
+    Attributes:
+        size, side: as of `open_frame`.
+        prompt: one caption for all images; None takes each one's .txt.
+        skip_bad: go on without images that can't be read.
+    """
+
+    size: Size
+    side: int
+    prompt: str | None
+    skip_bad: bool
+
+
+def attack_archives(
+    model: LatentDiffusion,
+    archives: Sequence[tuple[int, Path]],
+    loss: AttackLoss,
+    settings: PgdSettings,
+    folder: Path,
+    reading: Reading,
+    *,
+    batch_size: int,
+    log: Log,
+    show: bool = True,
+    team: Team | None = None,
+) -> None:
+    """Attack `archives`, each with its number, into archives of the same names in `folder`.
+
+    What exists is kept. The processes of a team share whole archives out. Of an archive a few batches are in memory at
+    a time, whatever its size; its images' rows go to ``metrics/NAME.jsonl``, their sums to `log`.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; finished archives are there, the one in hand begins anew.
+        ValueError: an archive can't be read or has no image; an image can't be read, without ``skip_bad``; a batch
+            does not fit into the device's memory.
+    """
+    team = team or Team()
+    there = set(team.on_main(lambda: [number for number, path in archives if (folder / path.name).exists()]))
+    to_do = [(number, path) for number, path in archives if number not in there]
+    results = Results(model, loss, settings, folder, batch_size, None)
+    with progress("archives", len(archives), start=len(there), show=show and team.is_main) as tell:
+        others = Others(team, to_do, lambda item: (folder / item[1].name).exists(), lambda item: tell())
+        with team.together(folder, others.look) as stopping:
+            done = 0
+
+            def check() -> None:
+                others.look()
+                if stopping():
+                    raise Interrupted(f"after {len(there) + others.seen + done} of {len(archives)} archives")
+
+            for number, path in team.share(to_do):
+                check()
+                _One(results, reading, folder, path, tell).attack(number, check, log)
+                done += 1
+                tell()
+
+
+@dataclass
+class _One:
+    """One archive."""
+
+    results: Results
+    reading: Reading
+    folder: Path
+    path: Path
+    tell: Callable[..., Any]
+    skipped: int = 0
+
+    def attack(self, number: int, check: Callable[[], None], log: Log) -> None:
+        """Write the attacked archive; `check` is called before each batch and may raise."""
+        sums: dict[str, float] = {"images": 0, "unchanged": 0, "loss_clean": 0.0, "loss_attacked": 0.0}
+        rows_path = self.folder / "metrics" / f"{self.path.stem}.jsonl"
+        with write_archive(self.folder / self.path.name) as writer, replacing(rows_path) as rows:
+            with rows.open("x", encoding="utf-8") as file:
+                for samples in self._windows():
+                    for sample, row in self._attacked(samples, check):
+                        writer.add(sample)
+                        file.write(json.dumps(row) + "\n")
+                        sums["images"] += 1
+                        sums["unchanged"] += row["largest_change"] == 0
+                        for name in ("loss_clean", "loss_attacked"):
+                            sums[name] += row[name]
+                    self.tell(0, f"{self.path.name}: {sums['images']:.0f} images")
+            count = sums["images"]
+            if not count:
+                raise ValueError(f"images: {self.path} holds no image that can be read")
+            means = {name: sums[name] / count for name in ("loss_clean", "loss_attacked")}
+            # Before the archive is there, which says that it is done.
+            log({"step": number, "output": self.path.name, **sums, "skipped": self.skipped, **means})
+
+    def _windows(self) -> Iterator[list[tuple[int, Sample]]]:
+        """The samples with an image and their places, some batches at a time."""
+        samples = enumerate((sample for sample in read_samples(self.path) if sample.image is not None), start=1)
+        while window := list(islice(samples, WINDOW * self.results.batch_size)):
+            yield window
+
+    def _attacked(
+        self, samples: Sequence[tuple[int, Sample]], check: Callable[[], None]
+    ) -> Iterator[tuple[Sample, dict[str, Any]]]:
+        """The attacked samples, in order, each with its row."""
+        model = self.results.model
+        opened = [(sample, *found) for place, sample in samples if (found := self._open(place, sample)) is not None]
+        attacked: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
+        frames = {job.step: frame for _, job, frame in opened}
+        for batch in batches_of(
+            sorted((job for _, job, _ in opened), key=lambda job: job.shape), self.results.batch_size
+        ):
+            check()
+            text = cached_text(model, [caption for job in batch for caption in job.captions], NoCache())
+            mine = [frames[job.step] for job in batch]
+            levels = attack_frames(
+                model, mine, text, self.results.loss, self.results.settings, self.results.batch_size, lambda _: None
+            )
+            rows: list[dict[str, Any]] = []
+            made = Results(**{**vars(self.results), "log": rows.append}).merge(batch, mine, levels, text)
+            attacked |= {job.step: (image, row) for job, image, row in zip(batch, made, rows, strict=True)}
+        for sample, job, _ in opened:
+            image, row = attacked[job.step]
+            yield sample.with_png(png_bytes(Image.fromarray(image))), row
+
+    def _open(self, place: int, sample: Sample) -> tuple[Job, Frame] | None:
+        name = f"{sample.key}.{sample.image}"
+        try:
+            caption = self.reading.prompt if self.reading.prompt is not None else sample.caption
+        except ValueError as error:
+            raise ValueError(f"images: {self.path}: {error}") from None
+        record = ImageRecord(self.path / name, name, caption)
+        try:
+            content = sample.members[str(sample.image)]
+            multiple = self.results.model.side_multiple
+            frame = open_frame(record.path, self.reading.size, self.reading.side, multiple, content)
+        except BadImageError as error:
+            if not self.reading.skip_bad:
+                raise
+            report_bad(record, error)
+            self.skipped += 1
+            return None
+        shape = (frame.views[0].shape[0], frame.views[0].shape[1])
+        return Job(record, f"{sample.key}.png", lambda: frame, len(frame.views), shape, place), frame

@@ -1,0 +1,144 @@
+"""webdataset archives: .tar files of samples, a sample being consecutive members whose names differ in the extension.
+
+Read and written as a stream, with Python's tarfile alone: an archive never has to fit into memory.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lordfast.data.captions import clean_caption
+from lordfast.data.folder import IMAGE_EXTENSIONS
+from lordfast.files import replacing
+
+# webdataset's own rule: the key ends at the first full stop of the last path component.
+_NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What belongs together: extension -> content, in the archive's order, under a key."""
+
+    key: str
+    members: Mapping[str, bytes]
+
+    @property
+    def image(self) -> str | None:
+        """The extension of its image; None if it has none, or several."""
+        found = [extension for extension in self.members if f".{extension.lower()}" in IMAGE_EXTENSIONS]
+        return found[0] if len(found) == 1 else None
+
+    @property
+    def caption(self) -> str | None:
+        """Its .txt.
+
+        Raises:
+            ValueError: that is not UTF-8.
+        """
+        content = self.members.get("txt")
+        try:
+            return None if content is None else clean_caption(content.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.key}.txt is not UTF-8 text: {error}") from None
+
+    def with_png(self, content: bytes) -> Sample:
+        """This sample with another image, a PNG, in the place of its own."""
+        members = {"png" if extension == self.image else extension: old for extension, old in self.members.items()}
+        return Sample(self.key, {**members, "png": content})
+
+
+def names_archives(path: str | Path) -> bool:
+    """Whether `path` is meant as archives: it ends in .tar."""
+    return str(path).endswith(".tar")
+
+
+def find_archives(pattern: str | Path) -> list[Path]:
+    """The archives that `pattern` names, in order: a file, ``data-{000..099}.tar``, or ``data-*.tar``.
+
+    Raises:
+        FileNotFoundError: one of a range is missing, or nothing matches.
+        ValueError: two have one name, which their results would share; a range runs backwards.
+    """
+    found: list[Path] = []
+    for name in _expanded(str(pattern)):
+        if glob.has_magic(name):
+            matches = sorted(path for path in glob.glob(name) if Path(path).is_file())
+        else:
+            matches = [name] if Path(name).is_file() else []
+        if not matches:
+            raise FileNotFoundError(f"archive {name} does not exist")
+        found += map(Path, matches)
+    names = [path.name for path in found]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise ValueError(f"{pattern}: expected archives of different names, {twice} comes twice")
+    return found
+
+
+def _expanded(pattern: str) -> list[str]:
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.groups()
+    if int(first) > int(last):
+        raise ValueError(f"{pattern}: expected a range that rises, got {match.group()}")
+    width = len(first) if first.startswith("0") else 0
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [name for i in range(int(first), int(last) + 1) for name in _expanded(f"{head}{i:0{width}d}{tail}")]
+
+
+def read_samples(path: Path) -> Iterator[Sample]:
+    """The samples of an archive, one after the other. Members without an extension, and those of webdataset, are not.
+
+    Raises:
+        ValueError: it is no readable archive, or a sample has two members of one name.
+    """
+    key = ""
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for info in archive:
+                match = _NAME.fullmatch(info.name)
+                if not info.isfile() or match is None or match.group(1).rpartition("/")[2].startswith("__"):
+                    continue
+                if match.group(1) != key and members:
+                    yield Sample(key, members)
+                    members = {}
+                key, extension = match.groups()
+                if extension in members:
+                    raise ValueError(f"{path}: sample {key} has two members {info.name}")
+                stream = archive.extractfile(info)
+                assert stream is not None  # of a regular file
+                members[extension] = stream.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is no readable tar archive: {error}") from error
+    if members:
+        yield Sample(key, members)
+
+
+class ArchiveWriter:
+    """Adds samples to an archive; equal samples make equal files."""
+
+    def __init__(self, archive: tarfile.TarFile) -> None:
+        self._archive = archive
+
+    def add(self, sample: Sample) -> None:
+        for extension, content in sample.members.items():
+            info = tarfile.TarInfo(f"{sample.key}.{extension}")
+            info.size, info.mode = len(content), 0o644
+            self._archive.addfile(info, io.BytesIO(content))
+
+
+@contextmanager
+def write_archive(path: Path) -> Iterator[ArchiveWriter]:
+    """An archive to add samples to; it is there as `path` when the block ends without an exception, not before."""
+    with replacing(path) as temporary, tarfile.open(temporary, "x") as archive:
+        yield ArchiveWriter(archive)
