@@ -116,7 +116,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from lordfast.adapter import LordConfig
 from lordfast.defense.objective import DefenseObjective
 from lordfast.diffusion.compiled import compile_blocks
-from lordfast.diffusion.model import LatentDiffusion
+from lordfast.diffusion.stable_diffusion import StableDiffusion
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -126,7 +126,7 @@ unet = UNet2DConditionModel(
 )
 vae = AutoencoderKL(block_out_channels=(16,), norm_num_groups=4, sample_size=8)
 text = torch.nn.Linear(2, 2)
-model = LatentDiffusion(
+model = StableDiffusion(
     name="tiny", unet=unet, vae=vae, text_encoder=text, tokenizer=None, device=torch.device("cpu"),
     dtype=torch.float32, scheduler=DDPMScheduler(prediction_type="epsilon"),
 )
@@ -156,7 +156,7 @@ for layer in exact.unet.modules():
         if hasattr(layer, name):
             getattr(layer, name).double()
 exact.dtype = torch.float64
-exact._alphas_cumprod = exact._alphas_cumprod.double()
+exact._signal, exact._sigma = exact._signal.double(), exact._sigma.double()
 compile_blocks(model.unet)
 rows = []
 for seed in (1, 2):

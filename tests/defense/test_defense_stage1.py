@@ -72,7 +72,7 @@ def test_a_resumed_run_ends_bit_equal(
         if row["step"] == 1:
             signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 1 of 3"):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 2 of 3"):
         patch.setattr(RunFolder, "log", press_in_training)
         run_stage1(config)
     assert not (config.out / "lord.safetensors").exists()
