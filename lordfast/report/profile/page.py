@@ -81,7 +81,12 @@ def _time(profile: dict[str, Any]) -> Section:
     if gpu:
         columns.append(Column("GPU ms", explanation="Kernels and copies that were launched there; they run later."))
     columns += [
-        Column("launches", explanation="Kernels and copies." if gpu else "Operations that compute something."),
+        Column(
+            "launches",
+            explanation="Kernels and copies."
+            if gpu
+            else "Operations that compute something; of compiled code, those that it calls.",
+        ),
         Column("waits", explanation=_WAITS if gpu else _READS),
         Column("GFLOP"),
         Column("GB", explanation="What the operations must read and write, each array once."),
@@ -126,6 +131,7 @@ def _time(profile: dict[str, Any]) -> Section:
     return Section("Phases", blocks)
 
 
+_LAUNCHES = "Operations that compute something; of compiled code, those that it calls."
 _WAITS = "The host waits until the GPU is done: cudaStreamSynchronize and the like."
 _READS = (
     "The host reads a number out of a tensor: on a GPU, it would wait for it, unless the tensor is the CPU's anyway."
