@@ -216,7 +216,7 @@ def _layers(profile: dict[str, Any]) -> Section:
 
 
 def _kind_cells(row: dict[str, Any]) -> list[Measured | str | None]:
-    first = [row["pass"], number(row["layers"]), _measured(row["ms"]), number(row["launches"])]
+    first = [row["pass"], number(row["layers"] or None), _measured(row["ms"]), number(row["launches"])]
     first.append(_measured(row["launches_per_layer"]))
     work = [_measured(row["flops"] / 1e9), _measured(row["bytes"] / 1e9)]
     rates = [_measured(row[name]) for name in ("intensity", "gflops", "gbps")]
