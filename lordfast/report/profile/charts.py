@@ -68,7 +68,7 @@ def roofline(points: Sequence[Point], *, gbps: float, gflops: float) -> str:
         axes.set_xlim(left, right)
         axes.set_ylim(low, gflops * 3)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(numticks=6))
+            axis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             axis.set_minor_locator(NullLocator())
             axis.set_minor_formatter(NullFormatter())

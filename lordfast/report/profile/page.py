@@ -81,7 +81,12 @@ def _time(profile: dict[str, Any]) -> Section:
     if gpu:
         columns.append(Column("GPU ms", explanation="Kernels and copies that were launched there; they run later."))
     columns += [
-        Column("launches", explanation="Kernels and copies." if gpu else "Operations that compute something."),
+        Column(
+            "launches",
+            explanation="Kernels and copies."
+            if gpu
+            else "Operations that compute something; of compiled code, those that it calls.",
+        ),
         Column("waits", explanation=_WAITS if gpu else _READS),
         Column("GFLOP"),
         Column("GB", explanation="What the operations must read and write, each array once."),
@@ -126,6 +131,7 @@ def _time(profile: dict[str, Any]) -> Section:
     return Section("Phases", blocks)
 
 
+_LAUNCHES = "Operations that compute something; of compiled code, those that it calls."
 _WAITS = "The host waits until the GPU is done: cudaStreamSynchronize and the like."
 _READS = (
     "The host reads a number out of a tensor: on a GPU, it would wait for it, unless the tensor is the CPU's anyway."
@@ -210,7 +216,7 @@ def _layers(profile: dict[str, Any]) -> Section:
 
 
 def _kind_cells(row: dict[str, Any]) -> list[Measured | str | None]:
-    first = [row["pass"], number(row["layers"]), _measured(row["ms"]), number(row["launches"])]
+    first = [row["pass"], number(row["layers"] or None), _measured(row["ms"]), number(row["launches"])]
     first.append(_measured(row["launches_per_layer"]))
     work = [_measured(row["flops"] / 1e9), _measured(row["bytes"] / 1e9)]
     rates = [_measured(row[name]) for name in ("intensity", "gflops", "gbps")]

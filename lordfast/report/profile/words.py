@@ -67,5 +67,7 @@ def images(profile: dict[str, Any]) -> str:
 def waits(profile: dict[str, Any]) -> str:
     """How often the host waits, or would have to."""
     count = profile["step"]["waits"]
-    times = "once" if count == 1 else f"{number(count)} times"
-    return f"the host waits for the GPU {times}" if profile["on_device"] else f"the host reads a value {times}"
+    does = "waits for the GPU" if profile["on_device"] else "reads a value"
+    if count == 0:
+        return f"the host never {does}"
+    return f"the host {does} {'once' if count == 1 else f'{number(count)} times'}"
