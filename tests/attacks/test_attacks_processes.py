@@ -80,7 +80,7 @@ def results(run: Path) -> dict[str, Any]:
 
 
 def when(call: int, number: int, work: Callable[[], int]) -> Callable[[], int]:
-    """`work`, in which the second process gets a signal as it begins its batch `call`."""
+    """`work`, in which the second process gets a signal as it begins its batch `call`; batches are said aloud."""
 
     def run() -> int:
         attack_frames, calls = folder_module.attack_frames, []
@@ -89,6 +89,7 @@ def when(call: int, number: int, work: Callable[[], int]) -> Callable[[], int]:
             calls.append(1)
             if os.environ["RANK"] == "1" and len(calls) == call:
                 os.kill(os.getpid(), number)
+            print("one batch")
             return attack_frames(*args)
 
         folder_module.attack_frames = signalled
@@ -105,8 +106,12 @@ def test_a_killed_process_is_no_loss(command: Any, processes: Any, alone: Path, 
     assert first.output(0).count("skipped") + first.output(1).count("skipped") == 1, "the bad image is named once"
     assert not (run / "summary.json").exists()
 
-    second = processes(command("pgd", run, *PGD, "--resume"))
+    left = 4 - len(list(run.glob("*.png")))
+    second = processes(when(0, 0, command("pgd", run, *PGD, "--resume")))
     assert second.wait() == [0, 0], second.output(0)
+    assert [second.output(rank).count("one batch") for rank in range(2)] == [-(-left // 2), left // 2], (
+        "shared out anew"
+    )
     assert second.output(0).count("4 images within") == 1 and "4 images" not in second.output(1)
     assert results(run) == results(alone)
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
