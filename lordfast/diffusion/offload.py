@@ -1,0 +1,125 @@
+"""A denoiser whose frozen blocks stay in the computer's memory and visit the device when their turn comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Fetch = Callable[[Tensor], Tensor]
+
+
+def blocks_of(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """The blocks that come and go, by name: the smallest ones that the library says belong together.
+
+    Raises:
+        ValueError: the library names none for this class.
+    """
+    kinds = set(getattr(denoiser, "_no_split_modules", None) or [])
+    found = {name: module for name, module in denoiser.named_modules() if type(module).__name__ in kinds}
+    smallest = {
+        name: module for name, module in found.items() if not any(other.startswith(f"{name}.") for other in found)
+    }
+    if not smallest:
+        raise ValueError(f"offload: a {type(denoiser).__name__} has no blocks that are known to come and go")
+    return smallest
+
+
+@dataclass(frozen=True)
+class _View:
+    """A tensor that autograd saved and that is all or part of a block's weight."""
+
+    home: Tensor
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+class BlockOffload:
+    """Keeps the weights of a denoiser's blocks at home, on the CPU, and fetches a block's before each of its calls.
+
+    Unlike the libraries' offloading, which is for inference, this carries gradients: the backward pass fetches each
+    weight that it needs, with gradient checkpointing or without. Only parameters that are frozen now come and go;
+    adapters, whenever they are injected, stay on the device. Autograd's results are those of the resident model.
+
+    Args:
+        denoiser: its other parameters must be on `device` already.
+        fetch: brings one tensor to the device; by default an asynchronous copy out of pinned memory.
+    """
+
+    def __init__(self, denoiser: Any, device: torch.device, fetch: Fetch | None = None) -> None:
+        self.device = device
+        self._fetch = fetch or (lambda home: home.to(device, non_blocking=True, copy=True))
+        self._homes: dict[nn.Parameter, Tensor] = {}
+        self._guests: dict[int, Tensor] = {}  # homes of the weights that are on the device now, by storage
+        self._contexts: list[ExitStack] = []
+        self._hooks = [
+            denoiser.register_forward_pre_hook(self._begin),
+            denoiser.register_forward_hook(self._end, always_call=True),
+        ]
+        for block in blocks_of(denoiser).values():
+            for parameter in block.parameters():
+                if not parameter.requires_grad:
+                    home = parameter.data.to("cpu")
+                    self._homes[parameter] = home.pin_memory() if device.type == "cuda" else home
+                    parameter.data = self._homes[parameter]
+            self._hooks += [
+                block.register_forward_pre_hook(self._arrive),
+                block.register_forward_hook(self._leave, always_call=True),
+            ]
+        # accelerate, which would move the whole model to the device, leaves alone what is spread over several.
+        denoiser.hf_device_map = {"": str(device), "blocks": "cpu"}
+
+    def remove(self, denoiser: Any) -> None:
+        """Bring everything to the device for good."""
+        for hook in self._hooks:
+            hook.remove()
+        for parameter, home in self._homes.items():
+            parameter.data = self._fetch(home)
+        self._homes.clear()
+        del denoiser.hf_device_map
+
+    def _begin(self, denoiser: nn.Module, args: Any) -> None:
+        # Adapters that were injected since took the device of a weight that was at home.
+        for parameter in denoiser.parameters():
+            if parameter.device != self.device and parameter not in self._homes:
+                parameter.data = parameter.data.to(self.device)
+        # Around the denoiser, not around each block: inside a checkpoint this would keep what the checkpoint lets go.
+        context = ExitStack()
+        context.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack))
+        self._contexts.append(context)
+
+    def _end(self, denoiser: nn.Module, args: Any, output: Any) -> None:
+        self._contexts.pop().close()
+
+    def _arrive(self, block: nn.Module, args: Any) -> None:
+        for parameter in block.parameters():
+            home = self._homes.get(parameter)
+            if home is not None:
+                parameter.data = self._fetch(home)
+                self._guests[_storage(parameter)] = home
+
+    def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
+        for parameter in block.parameters():
+            home = self._homes.get(parameter)
+            if home is not None:
+                self._guests.pop(_storage(parameter), None)
+                parameter.data = home
+
+    def _pack(self, tensor: Tensor) -> Tensor | _View:
+        home = self._guests.get(_storage(tensor))
+        return tensor if home is None else _View(home, tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    def _unpack(self, packed: Tensor | _View) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        return self._fetch(packed.home).as_strided(packed.size, packed.stride, packed.offset)
+
+
+def _storage(tensor: Tensor) -> int:
+    # Not the data's address, which is 0 for tensors without data.
+    return tensor.untyped_storage()._cdata
