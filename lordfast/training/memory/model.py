@@ -113,3 +113,10 @@ def conditioning(topology: Topology, batch: int, dtype: torch.dtype) -> dict[str
         found = {"encoder_hidden_states": empty(tokens + 256, config["joint_attention_dim"])}
         return {**found, "pooled_projections": empty(config["pooled_projection_dim"])}
     raise ValueError(f"model: {topology.name} has a {cls}; expected a UNet2DConditionModel or SD3Transformer2DModel")
+
+
+def side_multiple(topology: Topology) -> int:
+    """What the sides of images must be multiples of, in pixels."""
+    _, config = topology.denoiser
+    halvings = 2 ** (len(config["block_out_channels"]) - 1) if "block_out_channels" in config else 1
+    return vae_factor(topology.vae) * max(halvings, int(config.get("patch_size") or 1))
