@@ -12,8 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit",
         metavar="MODEL",
-        help="instead: which settings of attack, stage1 and stage2 fit into --memory; MODEL is a folder, a hub id, demo, "
-        "or an architecture: sd15, sd21, sdxl, sd3. Weights are never loaded",
+        help="instead: which settings of attack, stage1 and stage2 fit into --memory; MODEL is a folder, a hub id, "
+        "demo, or an architecture: sd15, sd21, sdxl, sd3. Weights are never loaded",
     )
     parser.add_argument("--memory", help="of the device, for --fit: 24GB, 24GiB, 8000MB; default: the GPU's own")
     parser.add_argument("--task", choices=("attack", "stage1", "stage2"), help="for --fit; default: all three")
@@ -72,7 +72,8 @@ def to_text(found: dict[str, Any]) -> str:
 
     lines = [
         f"{found['model']} at {found['resolution']} px, {found['dtype']}, in {show_memory(found['memory_bytes'])}, of "
-        f"which {RESERVED:.0%} stay free. Estimated peaks; the least painful settings first, a larger batch further down."
+        f"which {RESERVED:.0%} stay free. Estimated peaks; the least painful settings first, larger "
+        "batches further down."
     ]
     for name, task in found["tasks"].items():
         lines += ["", f"lordfast {name}"]

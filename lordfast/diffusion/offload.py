@@ -47,12 +47,13 @@ class BlockOffload:
     adapters, whenever they are injected, stay on the device. Autograd's results are those of the resident model.
 
     Args:
-        denoiser: its other parameters must be on `device` already.
+        denoiser: on any device; what is no block's is moved to `device`.
         fetch: brings one tensor to the device; by default an asynchronous copy out of pinned memory.
     """
 
     def __init__(self, denoiser: Any, device: torch.device, fetch: Fetch | None = None) -> None:
         self.device = device
+        self._denoiser = denoiser
         self._fetch = fetch or (lambda home: home.to(device, non_blocking=True, copy=True))
         self._homes: dict[nn.Parameter, Tensor] = {}
         self._guests: dict[int, Tensor] = {}  # homes of the weights that are on the device now, by storage
@@ -73,21 +74,26 @@ class BlockOffload:
             ]
         # accelerate, which would move the whole model to the device, leaves alone what is spread over several.
         denoiser.hf_device_map = {"": str(device), "blocks": "cpu"}
+        self.settle()
 
-    def remove(self, denoiser: Any) -> None:
+    def settle(self) -> None:
+        """Bring what does not travel to the device: adapters take the place of the weight that they are injected at."""
+        for parameter in self._denoiser.parameters():
+            if parameter not in self._homes:
+                parameter.data = parameter.data.to(self.device)
+        for buffer in self._denoiser.buffers():
+            buffer.data = buffer.data.to(self.device)
+
+    def remove(self) -> None:
         """Bring everything to the device for good."""
         for hook in self._hooks:
             hook.remove()
         for parameter, home in self._homes.items():
             parameter.data = self._fetch(home)
         self._homes.clear()
-        del denoiser.hf_device_map
+        del self._denoiser.hf_device_map
 
     def _begin(self, denoiser: nn.Module, args: Any) -> None:
-        # Adapters that were injected since took the device of a weight that was at home.
-        for parameter in denoiser.parameters():
-            if parameter.device != self.device and parameter not in self._homes:
-                parameter.data = parameter.data.to(self.device)
         # Around the denoiser, not around each block: inside a checkpoint this would keep what the checkpoint lets go.
         context = ExitStack()
         context.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack))
@@ -112,7 +118,7 @@ class BlockOffload:
 
     def _pack(self, tensor: Tensor) -> Tensor | _View:
         home = self._guests.get(_storage(tensor))
-        return tensor if home is None else _View(home, tensor.size(), tensor.stride(), tensor.storage_offset())
+        return tensor if home is None else _View(home, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
     def _unpack(self, packed: Tensor | _View) -> Tensor:
         if isinstance(packed, Tensor):

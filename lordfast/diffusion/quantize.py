@@ -53,7 +53,7 @@ def replace_layers(denoiser: nn.Module, make: Callable[[nn.Linear], nn.Module]) 
 def quantize(denoiser: nn.Module, bits: Bits, device: torch.device, dtype: torch.dtype) -> int:
     """Quantise the linear layers of a frozen denoiser in place, one by one, onto `device`.
 
-    8bit: LLM.int8() with a scale a row. 4bit: nf4 in blocks of 64 (QLoRA). Gradients reach the inputs, never the weights.
+    8bit: LLM.int8() with a scale a row. 4bit: nf4 in blocks of 64 (QLoRA). Gradients reach the inputs alone.
 
     Args:
         denoiser: on any device, such as the CPU when the whole would not fit on `device`.
@@ -87,6 +87,11 @@ def quantize(denoiser: nn.Module, bits: Bits, device: torch.device, dtype: torch
         return made.to(device).requires_grad_(False).eval()
 
     return replace_layers(denoiser, make)
+
+
+def check_quantize() -> None:
+    """Raise ValueError where bitsandbytes is missing or can't be imported."""
+    _layers()
 
 
 def _layers() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -117,13 +118,19 @@ class Estimator:
         if min(switches.batch_size, switches.attack_batch_size) < 1:
             raise ValueError(f"batch_size: expected at least 1, got {switches.batch_size}")
         if task == "attack":
-            return Estimate(task, self._attack(switches, switches.batch_size))
+            return Estimate(task, (self._text(switches), self._attack(switches, switches.batch_size)))
         train = self._train(task, switches)
         if task == "stage1":
-            return Estimate(task, (*self._attack(switches, switches.attack_batch_size), train))
-        return Estimate(task, (self._encode(switches), train))
+            perturb = self._attack(switches, switches.attack_batch_size)
+            return Estimate(task, (self._text(switches), perturb, train))
+        return Estimate(task, (self._text(switches), self._encode(switches), train))
 
-    def _attack(self, switches: Switches, batch: int) -> tuple[Phase, ...]:
+    def step(self, task: Literal["stage1", "stage2"], batch: int, switches: Switches) -> int:
+        """Bytes that a training step takes above weights and adapters: what moves, and AdamW's two averages."""
+        piece = self._denoiser(task, batch, switches)
+        return piece.peak + 8 * piece.trained
+
+    def _attack(self, switches: Switches, batch: int) -> Phase:
         """Gradient through VAE and denoiser: in one graph, or in two that follow one another."""
         vae = self._vae(batch, switches.dtype, gradient=True, checkpointing=switches.gradient_checkpointing)
         denoiser = self._denoiser("attack", batch, switches)
@@ -135,7 +142,11 @@ class Estimator:
         else:
             kept = vae.kept + denoiser.kept
             moving = max(vae.forward, vae.kept + denoiser.peak, vae.backward)
-        return (Phase("perturb", held, 0, kept, moving + images),)
+        return Phase("perturb", held, 0, kept, moving + images)
+
+    def _text(self, switches: Switches) -> Phase:
+        """Texts are embedded with every part at hand; what that computes is small beside the weights."""
+        return Phase("text", self._model(switches, vae=True, text=True), 0, 0, 0)
 
     def _encode(self, switches: Switches) -> Phase:
         """Latents are made once, one image at a time, without gradients."""
@@ -200,11 +211,9 @@ class Estimator:
             found: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             found = dataclasses.asdict(make())
-            try:
+            # Where it can't be kept it will be counted again.
+            with contextlib.suppress(OSError):
                 write_atomic(path, json.dumps(found).encode())
-            except OSError:
-                # It will be counted again.
-                pass
         return found
 
 
@@ -216,6 +225,11 @@ def _count_weights(topology: Topology) -> Weights:
     denoiser = denoiser_of(topology)
     # By shape alone: text encoders of billions of weights take no memory on meta.
     text = sum(numbers(part("transformers", cls, config)) for cls, config in topology.text)
-    linear = sum(denoiser.get_submodule(name).weight.numel() for name in quantised_layers(denoiser))  # type: ignore[union-attr,operator]
+    quantised = set(quantised_layers(denoiser))
+    linear = sum(
+        parameter.numel()
+        for name, parameter in denoiser.named_parameters()
+        if name.endswith(".weight") and name.removesuffix(".weight") in quantised
+    )
     blocks = [numbers(block) for block in blocks_of(denoiser).values()]
     return Weights(numbers(denoiser), numbers(vae_of(topology)), text, linear, sum(blocks), max(blocks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -138,18 +139,11 @@ def _adapted(topology: Topology, task: Task, adapters: Adapters, quantize: str) 
         for parameter in denoiser.parameters():
             parameter.requires_grad_(False)
         frozen = trained
-        add_lora(
-            _Holder(denoiser), rank=adapters.rank, alpha=adapters.rank, target_modules=adapters.targets  # type: ignore[arg-type]
-        )
+        # Adapters need no more of a model than its denoiser.
+        model: Any = SimpleNamespace(unet=denoiser)
+        add_lora(model, rank=adapters.rank, alpha=adapters.rank, target_modules=adapters.targets)
         trained = _trainable(denoiser)
     return denoiser, trained, frozen
-
-
-class _Holder:
-    """As much of a model as adapters are injected into."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        self.unet = unet
 
 
 def _trainable(module: nn.Module) -> int:
@@ -157,10 +151,16 @@ def _trainable(module: nn.Module) -> int:
 
 
 def _loss(
-    denoiser: Any, task: Task, latents: Tensor, noise: Tensor, timesteps: Tensor, text: dict[str, Any], kind: torch.dtype
+    denoiser: Any,
+    task: Task,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    text: dict[str, Any],
+    kind: torch.dtype,
 ) -> Tensor:
     noisy = latents * 0.5 + noise * 0.5
-    context = collect_gates(denoiser) if task == "stage1" else contextlib.nullcontext({})
+    context: Any = collect_gates(denoiser) if task == "stage1" else contextlib.nullcontext({})
     with context as gates:
         prediction = denoiser(noisy.to(kind), timestep=timesteps, **text).sample.float()
     loss = (prediction - noise).square().mean(dim=(1, 2, 3)).mean()
