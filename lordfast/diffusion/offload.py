@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 Fetch = Callable[[Tensor], Tensor]
+_Swapped = tuple[nn.Module, str, nn.Parameter]
 
 
 def blocks_of(denoiser: nn.Module) -> dict[str, nn.Module]:
@@ -55,8 +56,9 @@ class BlockOffload:
         self.device = device
         self._denoiser = denoiser
         self._fetch = fetch or (lambda home: home.to(device, non_blocking=True, copy=True))
-        self._homes: dict[nn.Parameter, Tensor] = {}
+        self._homes: set[nn.Parameter] = set()
         self._guests: dict[int, Tensor] = {}  # homes of the weights that are on the device now, by storage
+        self._swapped: dict[nn.Module, list[_Swapped]] = {}
         self._contexts: list[ExitStack] = []
         self._hooks = [
             denoiser.register_forward_pre_hook(self._begin),
@@ -66,8 +68,8 @@ class BlockOffload:
             for parameter in block.parameters():
                 if not parameter.requires_grad:
                     home = parameter.data.to("cpu")
-                    self._homes[parameter] = home.pin_memory() if device.type == "cuda" else home
-                    parameter.data = self._homes[parameter]
+                    parameter.data = home.pin_memory() if device.type == "cuda" else home
+                    self._homes.add(parameter)
             self._hooks += [
                 block.register_forward_pre_hook(self._arrive),
                 block.register_forward_hook(self._leave, always_call=True),
@@ -88,8 +90,8 @@ class BlockOffload:
         """Bring everything to the device for good."""
         for hook in self._hooks:
             hook.remove()
-        for parameter, home in self._homes.items():
-            parameter.data = self._fetch(home)
+        for parameter in self._homes:
+            parameter.data = self._fetch(parameter.data)
         self._homes.clear()
         del self._denoiser.hf_device_map
 
@@ -103,18 +105,24 @@ class BlockOffload:
         self._contexts.pop().close()
 
     def _arrive(self, block: nn.Module, args: Any) -> None:
-        for parameter in block.parameters():
-            home = self._homes.get(parameter)
-            if home is not None:
-                parameter.data = self._fetch(home)
-                self._guests[_storage(parameter)] = home
+        swapped: list[_Swapped] = []
+        for owner in block.modules():
+            for name, parameter in owner._parameters.items():
+                if parameter is not None and parameter in self._homes:
+                    # Another object, not other data in the same: what autograd saves of it, a checkpoint's second
+                    # forward pass included, must not follow the weight home.
+                    guest = nn.Parameter(self._fetch(parameter.data), requires_grad=False)
+                    self._guests[_storage(guest)] = parameter.data
+                    swapped.append((owner, name, parameter))
+                    owner._parameters[name] = guest
+        self._swapped[block] = swapped
 
     def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
-        for parameter in block.parameters():
-            home = self._homes.get(parameter)
-            if home is not None:
-                self._guests.pop(_storage(parameter), None)
-                parameter.data = home
+        for owner, name, parameter in self._swapped.pop(block, []):
+            guest = owner._parameters[name]
+            if guest is not None:
+                self._guests.pop(_storage(guest), None)
+            owner._parameters[name] = parameter
 
     def _pack(self, tensor: Tensor) -> Tensor | _View:
         home = self._guests.get(_storage(tensor))

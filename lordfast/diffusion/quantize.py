@@ -95,12 +95,12 @@ def check_quantize() -> None:
 
 
 def _layers() -> Any:
+    # It says for each layer that it rounds inputs to half precision, which is what was asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes
     except (ImportError, OSError, RuntimeError) as error:
         raise ValueError(
             f"quantize: needs bitsandbytes, which can't be imported ({error}); pip install 'lordfast[quantize]'"
         ) from error
-    # It says for each layer that it rounds inputs to half precision, which is what was asked for.
-    logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
     return bitsandbytes.nn

@@ -72,11 +72,14 @@ def rungs(task: Task, dtype: str) -> Iterator[Switches]:
 def find_fits(estimator: Estimator, task: Task, memory: int, dtype: str) -> list[Fit]:
     """Settings of `task` that fit into `memory` bytes less `RESERVED`, the least painful first.
 
-    Each further one allows a larger batch than those before it; the last one the command's own batch size, or as much
-    as can be had.
+    Each further one allows a larger batch than those before it, up to the command's own batch size. Weights that are
+    quantised or travel are resorted to only where nothing fits without.
     """
     limit, found, best = int(memory * (1 - RESERVED)), [], 0
     for switches in rungs(task, dtype):
+        if found and (switches.quantize != "none" or switches.offload == "blocks"):
+            # Not for a larger batch alone, which costs nothing to go without.
+            break
         fit = _largest(estimator, task, switches, limit)
         if fit is not None and fit.switches.batch_size > best:
             best = fit.switches.batch_size
