@@ -75,7 +75,8 @@ def find_fits(estimator: Estimator, task: Task, memory: int, dtype: str) -> list
     Each further one allows a larger batch than those before it, up to the command's own batch size. Weights that are
     quantised or travel are resorted to only where nothing fits without.
     """
-    limit, found, best = int(memory * (1 - RESERVED)), [], 0
+    limit, best = int(memory * (1 - RESERVED)), 0
+    found: list[Fit] = []
     for switches in rungs(task, dtype):
         if found and (switches.quantize != "none" or switches.offload == "blocks"):
             # Not for a larger batch alone, which costs nothing to go without.

@@ -1,4 +1,4 @@
-"""A model without data: its modules with fake weights, as an attack, Stage 1 or Stage 2 would hold them."""
+"""A model by its configs: its modules without its weights, and what goes into them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lordfast.diffusion.configs import vae_factor
 from lordfast.diffusion.model import DTYPES
@@ -63,24 +64,29 @@ def numbers(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def make_fake(module: nn.Module, dtype: torch.dtype, *, keep: bool = True) -> nn.Module:
-    """Give a module on meta fake tensors on the CPU instead, in place; to be called inside a FakeTensorMode.
+def materialise(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Bring a module from meta to the CPU in place, with small random weights; fake ones inside a FakeTensorMode.
 
     Args:
         dtype: of frozen parameters; those that are trained are fp32.
-        keep: parameters that are neither frozen nor of a floating dtype stay what they are.
     """
     for owner in module.modules():
         for name, value in owner._parameters.items():
             if value is not None:
-                kind = value.dtype if value.requires_grad or not value.is_floating_point() else dtype
-                fresh = torch.empty(value.shape, dtype=kind, device="cpu")
+                fresh = _fresh(value, value.dtype if value.requires_grad else dtype)
                 owner._parameters[name] = nn.Parameter(fresh, requires_grad=value.requires_grad)
         for name, buffer in owner._buffers.items():
             if buffer is not None:
-                kind = dtype if buffer.is_floating_point() else buffer.dtype
-                owner._buffers[name] = torch.empty(buffer.shape, dtype=kind, device="cpu")
+                owner._buffers[name] = _fresh(buffer, dtype)
     return module
+
+
+def _fresh(like: Tensor, dtype: torch.dtype) -> Tensor:
+    if not like.is_floating_point():
+        return torch.zeros(like.shape, dtype=like.dtype, device="cpu")
+    found = torch.empty(like.shape, dtype=dtype, device="cpu")
+    # Drawing thousands of tensors takes long, also where there is nothing to draw.
+    return found if isinstance(found, FakeTensor) else found.normal_(std=0.02)
 
 
 def latent_shape(topology: Topology, side: int) -> tuple[int, int, int]:
@@ -97,21 +103,21 @@ def conditioning(topology: Topology, batch: int, dtype: torch.dtype) -> dict[str
     """
     cls, config = topology.denoiser
 
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(batch, *shape, dtype=dtype)
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(batch, *shape, dtype=dtype)
 
     # The longest text that the CLIP encoders of all these families read.
     tokens = max((int(text.get("max_position_embeddings", 77)) for _, text in topology.text), default=77)
     if cls == "UNet2DConditionModel":
-        found: dict[str, Any] = {"encoder_hidden_states": empty(tokens, config["cross_attention_dim"])}
+        found: dict[str, Any] = {"encoder_hidden_states": zeros(tokens, config["cross_attention_dim"])}
         if config.get("addition_embed_type") == "text_time":
             pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-            found["added_cond_kwargs"] = {"text_embeds": empty(pooled), "time_ids": empty(6)}
+            found["added_cond_kwargs"] = {"text_embeds": zeros(pooled), "time_ids": zeros(6)}
         return found
     if cls == "SD3Transformer2DModel":
         # T5's 256 tokens follow CLIP's, as zeros where there is no T5.
-        found = {"encoder_hidden_states": empty(tokens + 256, config["joint_attention_dim"])}
-        return {**found, "pooled_projections": empty(config["pooled_projection_dim"])}
+        found = {"encoder_hidden_states": zeros(tokens + 256, config["joint_attention_dim"])}
+        return {**found, "pooled_projections": zeros(config["pooled_projection_dim"])}
     raise ValueError(f"model: {topology.name} has a {cls}; expected a UNet2DConditionModel or SD3Transformer2DModel")
 
 

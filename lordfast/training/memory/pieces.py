@@ -1,8 +1,9 @@
-"""The pieces that attacks and training are made of, run once on fake tensors while their bytes are counted."""
+"""The pieces that attacks and training are made of, run on tensors without data while their bytes are counted."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from lordfast.diffusion.offload import BlockOffload
 from lordfast.diffusion.topologies import Topology
 from lordfast.profiling.live import LiveBytes
 from lordfast.training.lora import TARGETS, add_lora
-from lordfast.training.memory.model import conditioning, denoiser_of, latent_shape, make_fake, vae_dtype, vae_of
+from lordfast.training.memory.model import conditioning, denoiser_of, latent_shape, materialise, vae_dtype, vae_of
 from lordfast.training.memory.stand_in import stand_in
 
 Task = Literal["attack", "stage1", "stage2"]
@@ -54,29 +55,67 @@ class Piece:
         return max(self.forward, self.backward)
 
 
+@dataclass(frozen=True)
+class Step:
+    """A piece that is ready to run: `backward` takes what `forward` returns."""
+
+    forward: Callable[[], Tensor]
+    backward: Callable[[Tensor], object]
+    trained: int = 0
+    frozen: int = 0
+
+
 def vae_piece(
     topology: Topology, side: int, batch: int, dtype: str, *, gradient: bool, checkpointing: bool = False
 ) -> Piece:
-    """Encode `batch` images of `side` pixels, and take the gradient of the latents' sum at the pixels."""
-    vae: Any = vae_of(topology)
-    kind = vae_dtype(topology, dtype)
-    if checkpointing:
-        vae.enable_gradient_checkpointing()
+    """`vae_step`, counted."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        make_fake(vae, kind)
-        pixels = torch.empty(batch, 3, side, side, requires_grad=gradient)
-        with LiveBytes() as live, torch.set_grad_enabled(gradient):
-            posterior = vae.encode(pixels.to(kind)).latent_dist
-            latents, _ = posterior.mean.float() * 0.2, posterior.std.float() * 0.2
-            del posterior
-            kept, forward = live.now, live.peak
-            live.peak = live.now
-            if gradient:
-                torch.autograd.grad(latents, pixels, torch.empty_like(latents))
-            return Piece(kept, forward, live.peak)
+        return _count(vae_step(topology, side, batch, dtype, gradient=gradient, checkpointing=checkpointing))
 
 
 def denoiser_piece(
+    topology: Topology, task: Task, side: int, batch: int, dtype: str, adapters: Adapters, **options: Any
+) -> Piece:
+    """`denoiser_step`, counted."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return _count(denoiser_step(topology, task, side, batch, dtype, adapters, **options))
+
+
+def _count(step: Step) -> Piece:
+    with LiveBytes() as live:
+        out = step.forward()
+        kept, forward = live.now, live.peak
+        live.peak = live.now
+        step.backward(out)
+        return Piece(kept, forward, live.peak, step.trained, step.frozen)
+
+
+def vae_step(
+    topology: Topology, side: int, batch: int, dtype: str, *, gradient: bool, checkpointing: bool = False
+) -> Step:
+    """Encode `batch` images of `side` pixels and, with `gradient`, take one of the latents at the pixels.
+
+    Inside a FakeTensorMode nothing of it has data.
+    """
+    kind = vae_dtype(topology, dtype)
+    vae: Any = materialise(vae_of(topology), kind)
+    if checkpointing:
+        vae.enable_gradient_checkpointing()
+    pixels = torch.zeros(batch, 3, side, side, requires_grad=gradient)
+
+    def forward() -> Tensor:
+        with torch.set_grad_enabled(gradient):
+            posterior = vae.encode(pixels.to(kind)).latent_dist
+            latents, _ = posterior.mean.float() * 0.2, posterior.std.float() * 0.2
+            return latents
+
+    def backward(latents: Tensor) -> object:
+        return torch.autograd.grad(latents, pixels, torch.zeros_like(latents)) if gradient else None
+
+    return Step(forward, backward)
+
+
+def denoiser_step(
     topology: Topology,
     task: Task,
     side: int,
@@ -84,12 +123,14 @@ def denoiser_piece(
     dtype: str,
     adapters: Adapters,
     *,
-    checkpointing: bool,
+    checkpointing: bool = False,
     quantize: str = "none",
     blocks: bool = False,
     cuda: bool = True,
-) -> Piece:
+) -> Step:
     """One step of the denoiser: L_LDM's gradient at the latents for an attack, at the adapters for the stages.
+
+    Inside a FakeTensorMode nothing of it has data.
 
     Args:
         batch: images; Stage 1 makes a clean and a perturbed half of each.
@@ -100,29 +141,30 @@ def denoiser_piece(
     if checkpointing:
         denoiser.enable_gradient_checkpointing()
     kind = DTYPES[dtype]
+    materialise(denoiser, kind)
+    if blocks:
+        BlockOffload(denoiser, torch.device("cpu"), torch.clone)
+    # Training is in mixed precision; bf16 stands for fp16, whose tensors are as large.
+    mixed = task != "attack" and kind != torch.float32
+    if mixed and cuda:
+        _fp32_norms(denoiser)
     rows = 2 * batch if task == "stage1" else batch
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        make_fake(denoiser, kind)
-        if blocks:
-            BlockOffload(denoiser, torch.device("cpu"), torch.clone)
-        shape = latent_shape(topology, side)
-        latents = torch.empty(rows, *shape, requires_grad=task == "attack")
-        noise, text = torch.empty(rows, *shape), conditioning(topology, rows, kind)
-        timesteps = torch.zeros(rows, dtype=torch.long)
-        # Training is in mixed precision; bf16 stands for fp16, whose tensors are as large.
-        mixed = task != "attack" and kind != torch.float32
-        if mixed and cuda:
-            _fp32_norms(denoiser)
-        with LiveBytes() as live:
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                loss = _loss(denoiser, task, latents, noise, timesteps, text, kind)
-            kept, forward = live.now, live.peak
-            live.peak = live.now
-            if task == "attack":
-                torch.autograd.grad(loss, latents)
-            else:
-                loss.backward()
-            return Piece(kept, forward, live.peak, trained, frozen)
+    shape = latent_shape(topology, side)
+    latents = torch.zeros(rows, *shape, requires_grad=task == "attack")
+    noise, text = torch.zeros(rows, *shape), conditioning(topology, rows, kind)
+    timesteps = torch.zeros(rows, dtype=torch.long)
+
+    def forward() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            return _loss(denoiser, task, latents, noise, timesteps, text, kind)
+
+    def backward(loss: Tensor) -> object:
+        if task == "attack":
+            return torch.autograd.grad(loss, latents)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return None
+
+    return Step(forward, backward, trained, frozen)
 
 
 def _adapted(topology: Topology, task: Task, adapters: Adapters, quantize: str) -> tuple[Any, int, int]:
@@ -176,5 +218,5 @@ def _fp32_norms(denoiser: nn.Module) -> None:
     for module in denoiser.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             # Their weights are counted with the rest of the model, as they are stored.
-            make_fake(module, torch.float32)
+            materialise(module, torch.float32)
             module.register_forward_pre_hook(lambda _, args: tuple(value.float() for value in args))
