@@ -8,14 +8,20 @@ import json
 import pytest
 
 from lordfast.cli.main import main
-from lordfast.diffusion.topologies import find_topology
+from lordfast.diffusion.topologies import TOPOLOGIES, find_topology
 from lordfast.training.memory.estimate import TASKS, Estimator, Switches
 from lordfast.training.memory.fit import RESERVED, WANTED, check_side, find_fits, least_needed, rungs
 
 
 @pytest.fixture(scope="module")
-def narrow() -> Estimator:
-    return Estimator(find_topology("sd15-narrow"), 64, extrapolate=True)
+def tiny(tiny_topology) -> Estimator:
+    return Estimator(tiny_topology, 64, extrapolate=True)
+
+
+@pytest.fixture
+def named_tiny(tiny_topology, monkeypatch) -> None:
+    """The command knows the model too."""
+    monkeypatch.setitem(TOPOLOGIES, "tiny", tiny_topology)
 
 
 def peak(estimator: Estimator, task, switches: Switches) -> int:
@@ -23,31 +29,31 @@ def peak(estimator: Estimator, task, switches: Switches) -> int:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_suggestions_fit_and_nothing_less_painful_does(narrow, task):
+def test_suggestions_fit_and_nothing_less_painful_does(tiny, task):
     ladder = list(rungs(task, "bf16"))
-    least, most = least_needed(narrow, task, "bf16"), peak(narrow, task, Switches(batch_size=8, attack_batch_size=8))
+    least, most = least_needed(tiny, task, "bf16"), peak(tiny, task, Switches(batch_size=8, attack_batch_size=8))
     seen = set()
     for memory in (int(least + (2 * most - least) * share) for share in (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1)):
         limit = memory * (1 - RESERVED)
-        fits = find_fits(narrow, task, memory, "bf16")
+        fits = find_fits(tiny, task, memory, "bf16")
         sizes = [fit.switches.batch_size for fit in fits]
         assert fits and sizes == sorted(set(sizes)) and sizes[-1] <= WANTED[task]
         before = 0
         for fit in fits:
-            assert fit.estimate.peak == peak(narrow, task, fit.switches) <= limit
+            assert fit.estimate.peak == peak(tiny, task, fit.switches) <= limit
             plain = dataclasses.replace(fit.switches, batch_size=1, attack_batch_size=1)
             rung = ladder.index(plain)
             seen.add(rung)
             # The same batch does not fit with less painful settings, nor a larger one with these.
             for easier in ladder[:rung]:
                 tried = dataclasses.replace(easier, batch_size=before + 1)
-                assert peak(narrow, task, tried) > limit
+                assert peak(tiny, task, tried) > limit
             if fit.switches.batch_size < WANTED[task]:
                 larger = dataclasses.replace(fit.switches, batch_size=fit.switches.batch_size + 1)
-                assert peak(narrow, task, larger) > limit
+                assert peak(tiny, task, larger) > limit
             before = fit.switches.batch_size
     assert 0 in seen and max(seen) >= len(ladder) - 2
-    assert not find_fits(narrow, task, least - 10, "bf16") and find_fits(narrow, task, least, "bf16")
+    assert not find_fits(tiny, task, least - 10, "bf16") and find_fits(tiny, task, least, "bf16")
 
 
 def test_pain_grows_and_results_change_last():
@@ -60,20 +66,21 @@ def test_pain_grows_and_results_change_last():
     assert not any(rung.low_memory for rung in rungs("stage2", "fp32"))
 
 
-def test_weights_are_not_rounded_for_a_larger_batch_alone(narrow):
+def test_weights_are_not_rounded_for_a_larger_batch_alone(tiny):
     ladder = list(rungs("stage2", "bf16"))
     last = next(rung for rung, switches in enumerate(ladder) if switches.quantize != "none") - 1
-    memory = int(peak(narrow, "stage2", ladder[last]) / (1 - RESERVED)) + 1000
-    fits = find_fits(narrow, "stage2", memory, "bf16")
+    memory = int(peak(tiny, "stage2", ladder[last]) / (1 - RESERVED)) + 1000
+    fits = find_fits(tiny, "stage2", memory, "bf16")
     assert [fit.switches.quantize for fit in fits] == ["none"] * len(fits) and fits[-1].switches.batch_size < 4
 
 
-def test_the_command_prints_flags_to_copy(capsys, narrow):
-    memory = peak(narrow, "stage2", Switches(dtype="bf16", batch_size=2)) * 1.06 / 1e6
-    words = ["info", "--fit", "sd15-narrow", "--memory", f"{memory:.2f}MB", "--task", "stage2", "--resolution", "64"]
+@pytest.mark.usefixtures("named_tiny")
+def test_the_command_prints_flags_to_copy(capsys, tiny):
+    memory = peak(tiny, "stage2", Switches(dtype="bf16", batch_size=2)) * 1.06 / 1e6
+    words = ["info", "--fit", "tiny", "--memory", f"{memory:.2f}MB", "--task", "stage2", "--resolution", "64"]
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert "sd15-narrow at 64 px, bf16, in" in text and "lordfast stage2" in text and "lordfast attack" not in text
+    assert "tiny at 64 px, bf16, in" in text and "lordfast stage2" in text and "lordfast attack" not in text
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["tasks"]["stage2"]
     assert found["fits"][0]["flags"] == [
@@ -84,7 +91,7 @@ def test_the_command_prints_flags_to_copy(capsys, narrow):
         assert fit["peak_bytes"] <= memory * 1e6 * (1 - RESERVED)
 
 
-def test_the_flags_are_the_commands_own(capsys):
+def test_the_flags_are_the_commands_own(tiny):
     from lordfast.attacks.registry import ATTACKS
     from lordfast.cli.parse import parse
     from lordfast.defense.stage1 import Stage1Config
@@ -96,20 +103,20 @@ def test_the_flags_are_the_commands_own(capsys):
         "stage1": (Stage1Config, ["--model", "demo", "--data", ".", "--out", "o"]),
         "stage2": (Stage2Config, ["--model", "demo", "--instance-data", ".", "--instance-prompt", "x", "--out", "o"]),
     }
-    estimator = Estimator(find_topology("sd15-narrow"), 64, extrapolate=True)
     for task in TASKS:
         cls, words = needed[task]
         for rung in rungs(task, "bf16"):
             switches = dataclasses.replace(rung, batch_size=3, attack_batch_size=2)
-            config = parse(cls, task, [*words, *Fit(switches, estimator.estimate(task, Switches())).flags()])
+            config = parse(cls, task, [*words, *Fit(switches, tiny.estimate(task, Switches())).flags()])
             for name, value in dataclasses.asdict(switches).items():
                 if name != "attack_batch_size" or task == "stage1":
                     assert getattr(config, name, value) == value
             assert getattr(config, "accumulate", 2) == 2
 
 
+@pytest.mark.usefixtures("named_tiny")
 def test_nothing_fits(capsys):
-    assert main(["info", "--fit", "demo", "--memory", "1MB", "--task", "stage2"]) == 0
+    assert main(["info", "--fit", "tiny", "--memory", "100kB", "--task", "stage2"]) == 0
     assert "nothing fits: the most frugal settings need" in capsys.readouterr().out
 
 

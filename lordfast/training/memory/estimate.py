@@ -98,14 +98,12 @@ class Estimator:
     extrapolate: bool = False
 
     def __post_init__(self) -> None:
-        self._weights: Weights | None = None
+        self._known: dict[tuple[str, str], dict[str, int]] = {}
 
     @property
     def weights(self) -> Weights:
         """The sizes of the model's parts."""
-        if self._weights is None:
-            self._weights = Weights(**self._cached("weights", lambda: _count_weights(self.topology)))
-        return self._weights
+        return Weights(**self._cached("weights", lambda: _count_weights(self.topology)))
 
     def estimate(self, task: Task, switches: Switches) -> Estimate:
         """The phases of `task`.
@@ -199,6 +197,12 @@ class Estimator:
         return dataclasses.replace(found, **scaled)
 
     def _cached(self, kind: str, make: Callable[[], Any], *key: object) -> dict[str, int]:
+        short = (kind, repr(key))
+        if short not in self._known:
+            self._known[short] = self._on_disk(kind, make, *key)
+        return self._known[short]
+
+    def _on_disk(self, kind: str, make: Callable[[], Any], *key: object) -> dict[str, int]:
         import diffusers
         import torch
 
