@@ -10,6 +10,7 @@ import pytest
 
 from lordfast.profiling.rounds import Timing
 
+
 @pytest.fixture
 def bench(script):
     return script("bench_attack")

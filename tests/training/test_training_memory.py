@@ -116,20 +116,26 @@ def test_each_switch_helps_where_it_should(tiny):
     def moving(task: Any, name: str, **switches: Any) -> int:
         return phase(tiny, task, name, **switches).moving
 
-    def weights(name: str, **switches: Any) -> int:
-        return phase(tiny, "stage1", name, dtype="bf16", **switches).weights
-
     assert moving("attack", "perturb", low_memory=True) < moving("attack", "perturb")
     for task, name in (("attack", "perturb"), ("stage1", "train"), ("stage2", "train")):
         full, again = (phase(tiny, task, name, gradient_checkpointing=on) for on in (False, True))
         assert again.kept < full.kept / 2 and again.moving < full.moving
-    assert weights("train", offload="parts") < weights("perturb", offload="parts") < weights("text", offload="parts")
-    assert weights("text", offload="parts") == weights("train")
-    assert weights("train", offload="blocks") < weights("train", offload="parts") / 2
-    each = [weights("train", quantize=bits) for bits in ("none", "8bit", "4bit")]
+
+
+def test_weights_leave_and_shrink(tiny):
+    def held(*, vae: bool = False, text: bool = False, **switches: Any) -> int:
+        return tiny.held(Switches(dtype="bf16", **switches), vae=vae, text=text)
+
     count = tiny.weights
-    assert count.linear > 0 and each[0] - each[1] == count.linear
-    assert each[1] - each[2] == pytest.approx(count.linear / 2, rel=0.04)
+    # What has nothing to do stays all the same, unless it is sent off.
+    everything = held()
+    assert everything == held(vae=True, text=True) == 2 * (count.denoiser + count.vae + count.text)
+    assert held(vae=True, text=True, offload="parts") == everything
+    assert held(vae=True, offload="parts") == everything - 2 * count.text
+    assert held(offload="parts") == 2 * count.denoiser
+    assert held(offload="blocks") == 2 * (count.denoiser - count.blocks) > 0 < count.largest_block < count.blocks
+    assert count.linear > 0 and everything - held(quantize="8bit") == count.linear
+    assert held(quantize="8bit") - held(quantize="4bit") == pytest.approx(count.linear / 2, rel=0.04)
 
 
 def test_more_images_need_more(tiny):

@@ -130,9 +130,9 @@ class Estimator:
 
     def _attack(self, switches: Switches, batch: int) -> Phase:
         """Gradient through VAE and denoiser: in one graph, or in two that follow one another."""
-        vae = self._vae(batch, switches.dtype, gradient=True, checkpointing=switches.gradient_checkpointing)
+        vae = self.vae(batch, switches, gradient=True)
         denoiser = self._denoiser("attack", batch, switches)
-        held = self._model(switches, vae=True, text=False)
+        held = self.held(switches, vae=True, text=False)
         # Images, their gradient and their originals.
         images = 3 * batch * 3 * self.side**2 * 4
         if switches.low_memory:
@@ -144,19 +144,19 @@ class Estimator:
 
     def _text(self, switches: Switches) -> Phase:
         """Texts are embedded with every part at hand; what that computes is small beside the weights."""
-        return Phase("text", self._model(switches, vae=True, text=True), 0, 0, 0)
+        return Phase("text", self.held(switches, vae=True, text=True), 0, 0, 0)
 
     def _encode(self, switches: Switches) -> Phase:
         """Latents are made once, one image at a time, without gradients."""
-        piece = self._vae(1, switches.dtype, gradient=False)
-        return Phase("encode", self._model(switches, vae=True, text=False), 0, 0, piece.peak)
+        piece = self.vae(1, switches, gradient=False)
+        return Phase("encode", self.held(switches, vae=True, text=False), 0, 0, piece.peak)
 
     def _train(self, task: Task, switches: Switches) -> Phase:
-        piece = self._denoiser(task, switches.batch_size, switches)
-        held = self._model(switches, vae=False, text=False) + 4 * piece.frozen
+        piece = self.piece(task, switches)
+        held = self.held(switches, vae=False, text=False) + 4 * piece.frozen
         return Phase("train", held, 12 * piece.trained, piece.kept, piece.peak)
 
-    def _model(self, switches: Switches, *, vae: bool, text: bool) -> int:
+    def held(self, switches: Switches, *, vae: bool, text: bool) -> int:
         """Bytes of the weights on the device; parts that the phase does not use stay there unless they are sent off."""
         count, each = self.weights, DTYPES[switches.dtype].itemsize
         stays = switches.offload == "none"
@@ -170,11 +170,19 @@ class Estimator:
             found += count.vae * vae_dtype(self.topology, switches.dtype).itemsize
         return found + (count.text * each if text or stays else 0)
 
-    def _vae(self, batch: int, dtype: str, *, gradient: bool, checkpointing: bool = False) -> Piece:
-        def count(rows: int) -> Piece:
-            return vae_piece(self.topology, self.side, rows, dtype, gradient=gradient, checkpointing=checkpointing)
+    def vae(self, batch: int, switches: Switches, *, gradient: bool) -> Piece:
+        """Of encoding, with `gradient` also of the way back to the pixels."""
+        # Without gradients there is nothing to recompute.
+        options = {"gradient": gradient, "checkpointing": gradient and switches.gradient_checkpointing}
 
-        return self._piece(batch, count, "vae", dtype, gradient, checkpointing)
+        def count(rows: int) -> Piece:
+            return vae_piece(self.topology, self.side, rows, switches.dtype, **options)
+
+        return self._piece(batch, count, "vae", switches.dtype, sorted(options.items()))
+
+    def piece(self, task: Task, switches: Switches) -> Piece:
+        """Of a step of `task` in the denoiser alone."""
+        return self._denoiser(task, switches.batch_size, switches)
 
     def _denoiser(self, task: Task, batch: int, switches: Switches) -> Piece:
         options: dict[str, Any] = {
