@@ -144,7 +144,13 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
     finished = on_main(accelerator, lambda: RunFolder.inspect(config, "stage1"))
     if finished is not None:
         return finished
-    check_placement(config, compiled=config.compile, optimized=config.optimize, processes=accelerator.num_processes)
+    check_placement(
+        config,
+        compiled=config.compile,
+        optimized=config.optimize,
+        processes=accelerator.num_processes,
+        sharded=sharded,
+    )
     placed = load_placed(config.model, config, accelerator.device, config.dtype)
     model = placed.model
     speed_up(model, config)

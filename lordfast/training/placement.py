@@ -30,12 +30,14 @@ def check_placement(
     compiled: bool = False,
     optimized: bool = False,
     processes: int = 1,
+    sharded: bool = False,
     whole: str | None = None,
 ) -> None:
     """Raise ValueError for options that don't go together, or not with the rest of a run.
 
     Args:
         compiled, optimized: the blocks are compiled; projections of several blocks are computed together.
+        sharded: over the processes, by FSDP.
         whole: the option by which the whole denoiser is trained, with its value, if it is.
     """
     if options.quantize != "none":
@@ -43,6 +45,8 @@ def check_placement(
     for name, value in (("quantize", options.quantize), ("offload", options.offload)):
         if whole is not None and value not in ("none", "parts"):
             raise ValueError(f"{name}: {value} needs a frozen denoiser, and {whole} trains it; expected none")
+    if options.quantize != "none" and sharded:
+        raise ValueError(f"quantize: {options.quantize} weights can't be sharded; expected none with fsdp")
     if options.offload != "blocks":
         return
     others = {

@@ -129,7 +129,13 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
     finished = on_main(accelerator, lambda: RunFolder.inspect(config, "stage2"))
     if finished is not None:
         return finished
-    check_placement(config, compiled=config.compile, optimized=config.optimize, processes=accelerator.num_processes)
+    check_placement(
+        config,
+        compiled=config.compile,
+        optimized=config.optimize,
+        processes=accelerator.num_processes,
+        sharded=sharded,
+    )
     # A text encoder that is trained is at work all the time.
     stay = ("text",) if config.train_text_encoder else ()
     placed = load_placed(config.model, config, accelerator.device, config.dtype, stay=stay)

@@ -140,6 +140,8 @@ def test_checkpointing_reaches_denoiser_and_vae(demo_model):
     [
         ({"offload": "blocks", "quantize": "8bit"}, {}, "can't come and go together with quantize 8bit"),
         ({"offload": "blocks"}, {"compiled": True}, "can't come and go together with compile"),
+        ({"offload": "blocks"}, {"optimized": True}, "can't come and go together with optimize"),
+        ({"quantize": "8bit"}, {"sharded": True}, "quantize: 8bit weights can't be sharded"),
         ({"offload": "blocks"}, {"processes": 2}, "can't come and go together with 2 processes"),
         ({"offload": "blocks"}, {"whole": "surrogate unet"}, "offload: blocks needs a frozen denoiser"),
         ({"quantize": "4bit"}, {"whole": "surrogate unet"}, "quantize: 4bit needs a frozen denoiser, and surrogate"),
