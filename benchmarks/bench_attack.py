@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import multiprocessing
 import shutil
 import tempfile
@@ -28,6 +26,7 @@ from lordfast.attacks.surrogate import FineTuned
 from lordfast.data import ImageRecord, make_faces
 from lordfast.diffusion import LatentDiffusion, TensorCache, load_model
 from lordfast.profiling.machine import describe, device_key, find_device, threads
+from lordfast.profiling.resident import peak_bytes
 from lordfast.profiling.results import MACHINE_COLUMNS, write_rows
 from lordfast.profiling.rounds import Effort, Timing, time_in_turn
 from lordfast.profiling.session import script
@@ -204,28 +203,7 @@ def _peak(case: Case, config: Config, scratch: Path) -> float:
         one = Config(**{**vars(config), "images": 1})
         prepare(small, one, load_model(config.model, device=str(device), dtype=config.dtype), scratch)()
         run = prepare(case, config, load_model(config.model, device=str(device), dtype=config.dtype), scratch)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            run()
-            return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-        before = _reset_peak()
-        run()
-        return (_status("VmHWM") - before) / 2**10
-
-
-def _reset_peak() -> int:
-    """Give freed memory back, forget the peak so far, and return the resident memory in KiB. Linux alone can do it."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    """A line of this process's memory, in KiB."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+        return peak_bytes(run, device) / 2**20
 
 
 def main(config: Config) -> int:

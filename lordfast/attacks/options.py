@@ -9,6 +9,7 @@ from typing import Literal
 from lordfast.attacks.budget import Budget, parse_budget
 from lordfast.attacks.engine import PgdSettings
 from lordfast.training.config import RunConfig
+from lordfast.training.placement import PlacementOptions
 from lordfast.training.speed import SpeedOptions
 
 
@@ -96,7 +97,7 @@ class TargetOptions:
 
 
 @dataclass(kw_only=True)
-class AttackConfig(BudgetOptions, SpeedOptions, RunConfig):
+class AttackConfig(BudgetOptions, SpeedOptions, PlacementOptions, RunConfig):
     """Perturb a folder of images so that fine-tuning on them fails."""
 
     model: str
@@ -116,6 +117,8 @@ class AttackConfig(BudgetOptions, SpeedOptions, RunConfig):
     full size in overlapping squares."""
     batch_size: int = 8
     """Images (or tiles) per forward."""
+    gradient_checkpointing: bool = False
+    """Recompute the activations of denoiser and VAE in the backward pass: less memory, same gradients."""
     skip_bad: bool = False
     """Go on without images that can't be read, naming each."""
     cache_dir: Path | None = None
@@ -145,4 +148,4 @@ class SurrogateOptions:
     surrogate_batch_size: int = 1
     """Images per optimiser step."""
     gradient_checkpointing: bool = False
-    """Recompute the UNet's activations in the backward pass, in training and in the attack: less memory."""
+    """Recompute activations in the backward pass, in the surrogate's training and in the attack: less memory."""

@@ -23,9 +23,10 @@ from lordfast.attacks.summary import finish, finished_share
 from lordfast.attacks.surrogate import FineTuned
 from lordfast.data import ImageRecord, output_names
 from lordfast.data.archives import find_archives, names_archives
-from lordfast.diffusion import LatentDiffusion, TensorCache, load_model, resolve_device
+from lordfast.diffusion import LatentDiffusion, TensorCache, resolve_device
 from lordfast.training.config import check_choices
 from lordfast.training.examples import check_readable, list_folder
+from lordfast.training.placement import check_placement, load_placed, recompute
 from lordfast.training.processes import make_accelerator, on_main, open_run
 from lordfast.training.run import RunFolder
 from lordfast.training.speed import speed_up
@@ -70,8 +71,17 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
     finished = on_main(accelerator, lambda: RunFolder.inspect(config, command) or finished_share(config.out, share))
     if finished is not None:
         return finished
-    model = load_model(config.model, device=str(accelerator.device), dtype=config.dtype)
+    whole = "surrogate unet" if getattr(config, "surrogate", None) == "unet" else None
+    # Without a surrogate, processes have nothing of the model in common.
+    processes = 1 if attack.schedule is None else accelerator.num_processes
+    check_placement(config, compiled=config.compile, optimized=config.optimize, processes=processes, whole=whole)
+    # The VAE is at work in every step, as is a text encoder that the surrogate trains.
+    stay = ("vae", "text") if getattr(config, "surrogate_text_encoder", False) else ("vae",)
+    placed = load_placed(config.model, config, accelerator.device, config.dtype, stay=stay)
+    model = placed.model
     speed_up(model, config)
+    if config.gradient_checkpointing:
+        recompute(model)
     side = model.check_resolution(config.resolution)
     settings.timesteps(model)
     team = Team(accelerator, share.name)
@@ -81,6 +91,7 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
     if attack.schedule is not None:
         captions = [caption for job in jobs for caption in job.captions]
         surrogate = FineTuned(model, config, config, captions, TensorCache(config.cache_dir))  # type: ignore[arg-type]
+        placed.settle()
 
     run = open_run(config, command, accelerator, f"metrics{share.name.replace('-', '.', 1)}")
     started = time.perf_counter()

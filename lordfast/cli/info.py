@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lordfast.cli import fit
+
 PACKAGES = (
     "torch",
     "diffusers",
@@ -46,7 +48,11 @@ def run(args: list[str]) -> None:
     parser.add_argument(
         "--device", default=None, help="the device that --explain is about; default: cuda if there is one"
     )
+    fit.add_arguments(parser)
     options = parser.parse_args(args)
+    if options.fit:
+        fit.run_fit(options)
+        return
     if options.explain:
         m, n, k, dtype = options.explain
         found = explain_case(m, n, k, dtype, options.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,8 @@ def _run(command: str, args: list[str]) -> int:
     # Read when these libraries are imported; what matters of theirs arrives as an exception.
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    # PEFT imports it where it is installed, and it warns of kernels that it would rather have.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from lordfast.cli.parse import Stopped
 
     try:

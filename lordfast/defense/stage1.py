@@ -16,11 +16,13 @@ from lordfast.attacks.pgd import pgd_loss
 from lordfast.attacks.protocol import AttackLoss
 from lordfast.data import ImageRecord, load_image
 from lordfast.defense.objective import DefenseObjective, PairedBatches
-from lordfast.diffusion import LatentDiffusion, TensorCache, load_model, resolve_device
+from lordfast.diffusion import LatentDiffusion, TensorCache, resolve_device
 from lordfast.training.examples import ImageOptions, LatentStore, TextStore, list_folder, read_images
 from lordfast.training.fsdp import FsdpOptions, shard_base, wants_fsdp
 from lordfast.training.loop import TrainingConfig, check_training, train
 from lordfast.training.lora import check_targets
+from lordfast.training.memory.auto import recompute_if_needed
+from lordfast.training.placement import PlacementOptions, check_placement, load_placed, recompute
 from lordfast.training.processes import make_accelerator, on_main, open_run
 from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
@@ -31,7 +33,9 @@ LORD_NAME = "lord"
 
 
 @dataclass(kw_only=True)
-class Stage1Config(ImageOptions, TargetOptions, PgdOptions, SpeedOptions, FsdpOptions, TrainingConfig):
+class Stage1Config(
+    ImageOptions, TargetOptions, PgdOptions, SpeedOptions, PlacementOptions, FsdpOptions, TrainingConfig
+):
     """Train a LoRD on clean images and on their perturbed twins, which are made first."""
 
     model: str
@@ -140,8 +144,18 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
     finished = on_main(accelerator, lambda: RunFolder.inspect(config, "stage1"))
     if finished is not None:
         return finished
-    model = load_model(config.model, device=str(accelerator.device), dtype=config.dtype)
+    check_placement(
+        config,
+        compiled=config.compile,
+        optimized=config.optimize,
+        processes=accelerator.num_processes,
+        sharded=sharded,
+    )
+    placed = load_placed(config.model, config, accelerator.device, config.dtype)
+    model = placed.model
     speed_up(model, config)
+    if config.gradient_checkpointing:
+        recompute(model)
     # Everything that bad input can break comes before the run folder is claimed.
     layers = check_targets(model, config.target_modules)
     if not (config.one_branch or any(map(sees_image, layers))):
@@ -158,6 +172,8 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
     perturbed = perturb_examples(model, found, loss, config, run.path / "perturbed", accelerator, cache)
     batches = _pairs(model, found, perturbed, cache, config)
     inject(model, config)
+    placed.settle()
+    recompute_if_needed(model, config, "stage1", side)
     result = train(
         DefenseObjective(
             model, lambda_adv=config.lambda_adv, lambda_det=None if config.one_branch else config.lambda_det
@@ -209,8 +225,6 @@ def inject(model: LatentDiffusion, config: Stage1Config) -> None:
         for name, parameter in model.unet.named_parameters():
             if ".lord_A." not in name and ".lord_B." not in name:
                 parameter.requires_grad_(False)
-    if config.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
 
 
 def _pairs(

@@ -51,6 +51,8 @@ class TrainingConfig(RunConfig):
     """Clip the gradient to this L2 norm; 0 leaves it alone."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, same gradients."""
+    auto_checkpointing: bool = True
+    """Turn that on where, by an estimate, a step would not fit into the GPU's free memory without it."""
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step always leaves one."""
     keep_checkpoints: int = 2

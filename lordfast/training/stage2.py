@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lordfast.data import ImageRecord, image_grid, save_png
-from lordfast.diffusion import LatentDiffusion, TensorCache, load_model, resolve_device
+from lordfast.diffusion import LatentDiffusion, TensorCache, resolve_device
 from lordfast.diffusion.sampling import generate
 from lordfast.training.examples import (
     ImageOptions,
@@ -26,6 +26,8 @@ from lordfast.training.fsdp import FsdpOptions, shard_base, wants_fsdp
 from lordfast.training.generate import draw_missing
 from lordfast.training.loop import Batches, TrainingConfig, check_training, train
 from lordfast.training.lora import LORA_NAME, TARGETS, LoraObjective, add_lora, check_targets
+from lordfast.training.memory.auto import recompute_if_needed
+from lordfast.training.placement import Placed, PlacementOptions, check_placement, load_placed
 from lordfast.training.processes import make_accelerator, on_main, open_run
 from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
@@ -33,7 +35,7 @@ from lordfast.training.speed import SpeedOptions, speed_up
 
 
 @dataclass(kw_only=True)
-class Stage2Config(ImageOptions, SpeedOptions, FsdpOptions, TrainingConfig):
+class Stage2Config(ImageOptions, SpeedOptions, PlacementOptions, FsdpOptions, TrainingConfig):
     """Train a DreamBooth LoRA on a folder of images, with the LoRD of stage1 frozen underneath or without it."""
 
     model: str
@@ -127,7 +129,17 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
     finished = on_main(accelerator, lambda: RunFolder.inspect(config, "stage2"))
     if finished is not None:
         return finished
-    model = load_model(config.model, device=str(accelerator.device), dtype=config.dtype)
+    check_placement(
+        config,
+        compiled=config.compile,
+        optimized=config.optimize,
+        processes=accelerator.num_processes,
+        sharded=sharded,
+    )
+    # A text encoder that is trained is at work all the time.
+    stay = ("text",) if config.train_text_encoder else ()
+    placed = load_placed(config.model, config, accelerator.device, config.dtype, stay=stay)
+    model = placed.model
     speed_up(model, config)
     # Everything that bad input can break comes before the run folder is claimed.
     images = _read(model, config, instance)
@@ -156,6 +168,8 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
     )
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
+    placed.settle()
+    recompute_if_needed(model, config, "stage2", model.check_resolution(config.resolution))
     objective = LoraObjective(
         model,
         prior_weight=config.prior_weight if config.prior_preservation else None,
@@ -168,7 +182,7 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
         shard_base(model.unet, accelerator) if sharded else accelerator,
         run=run,
         description="stage 2",
-        on_step=_validation(model, config, run, everywhere=sharded),
+        on_step=_validation(placed, config, run, everywhere=sharded),
     )
     if accelerator.is_main_process:
         save(model, run.path, config)
@@ -226,7 +240,7 @@ def draw_class_images(model: LatentDiffusion, config: Stage2Config, folder: Path
 
 
 def _validation(
-    model: LatentDiffusion, config: Stage2Config, run: RunFolder, everywhere: bool
+    placed: Placed, config: Stage2Config, run: RunFolder, everywhere: bool
 ) -> Callable[[int, bool], None] | None:
     # A sharded model computes only where all processes do.
     if config.validation_prompt is None or not (run.write or everywhere):
@@ -237,7 +251,8 @@ def _validation(
         if last or step % config.validation_every == 0:
             seed = derive_seed(config.seed, "validation") % 2**31
             side = config.resolution
-            made = generate(model, [prompt] * config.validation_images, seed=seed, resolution=side)
+            made = generate(placed.model, [prompt] * config.validation_images, seed=seed, resolution=side)
+            placed.settle()
             if run.write:
                 save_png(image_grid([made]), run.path / "validation" / f"step-{step:06d}.png")
 

@@ -1,5 +1,6 @@
 """A toy objective that exercises the loop in milliseconds, and short Stage-2 configs."""
 
+import dataclasses
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lordfast.diffusion.topologies import Topology, find_topology
 from lordfast.training.loop import Objective, TrainingConfig, train
 from lordfast.training.processes import make_accelerator
 from lordfast.training.run import RunFolder
@@ -171,3 +173,18 @@ def predict() -> Callable[[Any], Tensor]:
             return model.predict(noisy, torch.tensor([10, 700]), model.embed(["a photo of sks person", "a tree"]))
 
     return compute
+
+
+@pytest.fixture(scope="session")
+def tiny_topology() -> Topology:
+    """A Stable Diffusion of two levels, one layer each; all of its layers are wide enough to be quantised."""
+    narrow = find_topology("sd15-narrow")
+    cls, config = narrow.denoiser
+    shallow = {
+        "block_out_channels": (64, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 64,
+    }
+    return dataclasses.replace(narrow, name="tiny", denoiser=(cls, {**config, **shallow}))
