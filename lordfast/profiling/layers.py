@@ -57,8 +57,8 @@ class Layer:
 def find_layers(parts: Mapping[str, nn.Module]) -> dict[nn.Module, Layer]:
     """The layers of a model's `parts` by name: adapters, attention, feed-forward, resnets, and what lies outside them.
 
-    What an adapter wraps is part of its layer, and what a module that torch.compile has compiled holds is part of that
-    module: hooks in there would be compiled along, and change what runs.
+    What an adapter wraps is part of its layer. Hooks change what runs inside a module that torch.compile has compiled,
+    and in attention whose projections lordfast computes together: what these hold is part of them.
     """
     found: dict[nn.Module, Layer] = {}
 
@@ -81,6 +81,8 @@ def find_layers(parts: Mapping[str, nn.Module]) -> dict[nn.Module, Layer]:
             base: Any = module.base_layer
             if _adapter(base) is not None:
                 visit(base, f"{name}.base_layer", part, True)
+            return
+        if type(getattr(module, "processor", None)).__module__.startswith("lordfast."):
             return
         for child, inner in module.named_children():
             visit(inner, f"{name}.{child}", part, inside or kind is not None)

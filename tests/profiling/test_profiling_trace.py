@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lordfast.adapter import LordConfig
+from lordfast.diffusion import LatentDiffusion
+from lordfast.diffusion.fusion import optimize
 from lordfast.profiling.layers import Layer, find_layers
 from lordfast.profiling.recorder import Plan, Recording, record
 from lordfast.profiling.trace_events import OTHER_THREADS, Timeline, read_events
@@ -174,6 +177,19 @@ def test_nothing_stays_behind_when_the_loop_fails() -> None:
         traced(net, Plan(warmup=0, timed=1, traced=1), work)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     assert phase("a") is phase("b")
+
+
+def test_attention_that_is_optimised_stays_so(demo_model: LatentDiffusion) -> None:
+    demo_model.unet.add_adapter(LordConfig(r=4, lord_alpha=32), adapter_name="lord")
+    optimize(demo_model)
+    latents, text = torch.randn(1, 4, 16, 16), demo_model.embed(["one"])
+    plan = Plan(warmup=0, timed=1, traced=1)
+    with torch.no_grad(), record(plan, find_layers({"unet": demo_model.unet}), torch.device("cpu")) as recorder:
+        for _ in range(plan.total):
+            demo_model.predict(latents, torch.tensor([3]), text)
+            recorder.step()
+    operations = summarize_trace(read_events(recorder.found.trace)).operations
+    assert operations["lordfast::lord_qkv_forward"].launches == 10, "one for each self-attention"
 
 
 def test_compiled_modules_are_followed_from_outside() -> None:
