@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lordfast.diffusion.families import pipeline_class
+from lordfast.diffusion.families import pipeline_index
 from lordfast.diffusion.resolve import resolve_model
 from lordfast.diffusion.topologies import TOPOLOGIES, Config, Topology
 
@@ -30,8 +30,8 @@ def read_topology(model: str | Path) -> Topology:
         source = resolve_model(model)
     except ValueError as error:
         raise ValueError(f"{error}; published topologies are {', '.join(TOPOLOGIES)}") from error
-    pipeline = pipeline_class(source, str(model))
-    index = _read(source, "model_index.json", model)
+    index = pipeline_index(source, str(model))
+    pipeline = index["_class_name"]
     denoiser = next((name for name in _DENOISERS if _is_part(index.get(name))), None)
     vae = index.get("vae")
     if denoiser is None or not _is_part(vae) or vae[1] != "AutoencoderKL":  # type: ignore[index]
