@@ -120,3 +120,17 @@ def test_a_run_that_may_not_write_does_not(tmp_path: Path) -> None:
     assert guest.rewind(0) == []
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"step": 1}\n'
     assert owner.summary() is None
+
+
+def test_rows_of_several_processes_become_one_file_in_order(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for step, rank in ((4, 0), (1, 0), (3, 1), (2, 2)):
+        run.of_process(rank).log({"step": step, "rank": rank})
+    # The end of a process that was killed, and what a moment between writing and deleting leaves.
+    with (tmp_path / "metrics.process-1.jsonl").open("a") as file:
+        file.write('{"step": 4, "rank": 0}\n{"step": 5, "ra')
+    assert sorted(row["step"] for row in run.rows()) == [1, 2, 3, 4, 4]
+    assert [row["step"] for row in run.collect()] == [1, 2, 3, 4]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert [(row["step"], row["rank"]) for row in run.rows()] == [(1, 0), (2, 2), (3, 1), (4, 0)]
+    assert RunFolder(tmp_path, write=False).keep(lambda row: False) == [] and len(run.rows()) == 4
