@@ -22,10 +22,6 @@ class WeightStack:
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
 
-    def __getstate__(self) -> dict[str, None]:
-        # A copy's parameters have memory of their own.
-        return {"_buffer": None}
-
     def gather(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """The parameters, (N, K) or (N,) each and frozen, as one tensor (sum of N, K) or (sum of N,)."""
         if self._buffer is not None and _lie_at(self._buffer.data_ptr(), self._buffer.dtype, parameters):

@@ -243,6 +243,19 @@ def test_a_peft_model_and_a_pipelines_unet(fusing: SimpleNamespace, demo_model: 
         lordfast.optimize(3)
 
 
+def test_places_by_number_and_by_tensor_are_the_same(fusing: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = lordfast.optimize(fusing.lord(fusing.unet()))
+    (hook,) = unet._forward_pre_hooks.values()
+    projections = hook._project(unet, fusing.Call(unet).text)
+    places = [p for a in hook._attentions for p in (a.processor.key, a.processor.value)]
+    by_number = [projections.find(place) for place in places]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    by_tensor = [projections.find(place) for place in places]
+    assert len({y.shape for y, _ in by_number}) == 2
+    for one, other in zip(by_number, by_tensor, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def test_compiled_blocks(fusing: SimpleNamespace) -> None:
     unet = fusing.lord(fusing.unet(mid_block_type=None))
     expected = fusing.Call(unet).outcome(unet)

@@ -96,10 +96,15 @@ def test_twice_the_eager_error(make_case, dtype, trainable, granularity):
     assert 0 < max(e for _, e in report.values()) < 0.1
 
 
-@pytest.mark.parametrize("frozen", ["x", "parameters", "all but B"])
+@pytest.mark.parametrize("frozen", ["x", "parameters", "all but A", "all but B"])
 def test_only_wanted_gradients(make_case, frozen):
     x, cases = build(make_case, dtype=torch.float64)
-    keep = {"x": leaves_of(x, cases)[1:], "parameters": [x], "all but B": [c["lord_B"] for c in cases]}[frozen]
+    keep = {
+        "x": leaves_of(x, cases)[1:],
+        "parameters": [x],
+        "all but A": [c["lord_A"] for c in cases],
+        "all but B": [c["lord_B"] for c in cases],
+    }[frozen]
     for t in leaves_of(x, cases):
         t.requires_grad_(any(t is wanted for wanted in keep))
     got, expected = (
