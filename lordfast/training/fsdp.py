@@ -35,14 +35,21 @@ def wants_fsdp(config: FsdpOptions, accelerator: Any) -> bool:
     """Whether the base is to be sharded.
 
     Raises:
-        ValueError: it is, in a single process, with a torch that can't, or compiled as well.
+        ValueError: it is, in a single process, with a torch that can't, or compiled or optimised as well.
     """
     if not (config.fsdp or os.environ.get(FSDP_FLAG, "").lower() == "true"):
         return False
     if accelerator.num_processes == 1:
         raise ValueError("fsdp: expected several processes, which torchrun or accelerate launch starts; got one")
-    if getattr(config, "compile", False):
-        raise ValueError("fsdp, compile: both were given; expected at most one")
+    # Both reach for weights of several blocks at a time, or of blocks that are not gathered.
+    attention = getattr(config, "attention", "sdpa")
+    for name, given in (
+        ("compile", getattr(config, "compile", False)),
+        ("optimize", getattr(config, "optimize", False)),
+        (f"attention {attention}", attention != "sdpa"),
+    ):
+        if given:
+            raise ValueError(f"fsdp, {name}: both were given; expected at most one")
     if "ignored_params" not in _signature():
         raise ValueError(f"fsdp: expected torch 2.7 or newer, got {torch.__version__}")
     return True

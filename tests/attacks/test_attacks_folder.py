@@ -172,7 +172,7 @@ def test_an_existing_run_is_refused_early(config, tmp_path: Path, monkeypatch: p
         pytest.fail("the model was loaded first")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "load_model", no_model)
+        patch.setattr(run_module, "load_placed", no_model)
         with pytest.raises(ValueError, match="holds a run already"):
             run_attack("pgd", config())
         with pytest.raises(ValueError, match="attack_steps: 0 -> 2"):

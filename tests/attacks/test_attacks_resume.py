@@ -131,7 +131,7 @@ def test_finished_batches_are_not_attacked_again(
 
 
 def test_a_finished_run_is_left_alone(config, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "load_model", lambda *args, **options: pytest.fail("nothing was left to do"))
+    monkeypatch.setattr(run_module, "load_placed", lambda *args, **options: pytest.fail("nothing was left to do"))
     assert run_attack("pgd", config(whole, resume=True)) == json.loads((whole / "summary.json").read_text())
 
 

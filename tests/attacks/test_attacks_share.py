@@ -65,7 +65,7 @@ def test_shares_in_any_order_are_the_whole(
     assert contents(tmp_path / "run") == whole
     assert whole["images"] == 7
 
-    monkeypatch.setattr(run_module, "load_model", lambda *args, **options: pytest.fail("nothing was left to do"))
+    monkeypatch.setattr(run_module, "load_placed", lambda *args, **options: pytest.fail("nothing was left to do"))
     (tmp_path / "run" / "summary.json").unlink()
     assert attack("run", "1/3", resume=True)["images"] == 3, "a finished share says again what it did"
 

@@ -1,5 +1,6 @@
 """Two processes against one: the gradients of a step, what is sent, and what each holds, with DDP and with FSDP."""
 
+import argparse
 import unittest.mock
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,6 +168,10 @@ def test_when_fsdp_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not wants_fsdp(FsdpOptions(), accelerator)
     with pytest.raises(ValueError, match="fsdp: expected several processes"):
         wants_fsdp(FsdpOptions(fsdp=True), accelerator)
+    for given in ("compile", "optimize", "attention"):
+        config = argparse.Namespace(fsdp=True, **{given: "xformers" if given == "attention" else True})
+        with pytest.raises(ValueError, match=f"fsdp, {given}.*: both were given"):
+            wants_fsdp(config, argparse.Namespace(num_processes=2))
     # As accelerate launch --use_fsdp sets it; accelerate's own way of sharding stays out of it.
     monkeypatch.setenv(FSDP_FLAG, "true")
     from accelerate.utils import DistributedType
