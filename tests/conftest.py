@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lordfast.diffusion import LatentDiffusion
 
 
-pytest_plugins = ["worker_processes"]
+pytest_plugins = ["worker_processes", "host_reads"]
 
 
 @pytest.fixture(scope="session", autouse=True)

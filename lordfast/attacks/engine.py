@@ -260,7 +260,9 @@ def descend(
     """
     budget = settings.budget
     shape = model.latent_shape(*original.shape[-2:])
-    fixed, finite = _Fixed.of(original, text, settings.draws), _Finite(model.dtype)
+    # Low memory takes one draw at a time: no repeats.
+    fixed = _Fixed.of(original, text, 1 if settings.low_memory else settings.draws)
+    finite = _Finite(model.dtype)
     for step in range(settings.steps):
         with phase("draw"):
             draw = _draw(generators, shape, model, settings)

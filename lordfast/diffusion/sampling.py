@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from lordfast.diffusion.model import LatentDiffusion
 from lordfast.pixels import to_uint8
@@ -50,12 +52,11 @@ def generate(
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     side = model.check_resolution(resolution)
     pipeline = model.pipeline(sampler)
-    _schedule_on_host(pipeline.scheduler)
     images: list[np.ndarray] = []
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])
         generators = [torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(chunk))]
-        with phase("sample"):
+        with phase("sample"), _schedule_on_host(pipeline.scheduler, model.unet):
             latents = pipeline(
                 chunk,
                 negative_prompt=model.negative(negative_prompt, len(chunk)),
@@ -71,10 +72,12 @@ def generate(
     return images
 
 
-def _schedule_on_host(scheduler: Any) -> None:
+@contextmanager
+def _schedule_on_host(scheduler: Any, denoiser: nn.Module) -> Iterator[None]:
     """Keep the timesteps in host memory, where the scheduler looks its coefficients up with them.
 
-    On the device, where pipelines put them, each step would wait for the device to say which timestep it is.
+    On the device, where pipelines put them, each step would wait for the device to say which timestep it is. The
+    denoiser, which computes with it, gets it on the device all the same, by a copy that nobody waits for.
     """
     make = scheduler.set_timesteps
 
@@ -83,3 +86,20 @@ def _schedule_on_host(scheduler: Any) -> None:
         make(*args, device="cpu", **kwargs)
 
     scheduler.set_timesteps = set_timesteps
+    hook = denoiser.register_forward_pre_hook(_timestep_to_device, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+        del scheduler.set_timesteps
+
+
+def _timestep_to_device(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """(sample, timestep, ...) of a UNet, or the keywords of a transformer."""
+    sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+    in_args = len(args) > 1
+    time = args[1] if in_args else kwargs["timestep"]
+    if not isinstance(time, Tensor) or time.device == sample.device:
+        return None
+    time = (time.contiguous().pin_memory() if sample.is_cuda else time).to(sample.device, non_blocking=True)
+    return ((args[0], time, *args[2:]), kwargs) if in_args else (args, {**kwargs, "timestep": time})

@@ -261,6 +261,9 @@ def _restore(
         for name, value in weights.items():
             trainable[name].copy_(value)
     optimizer.load_state_dict(state["optimizer"])
+    for group in optimizer.param_groups:
+        # How an earlier version of this loop computed the update is in its checkpoints, too.
+        group["fused"], group["foreach"] = True, None
     schedule.load_state_dict(state["schedule"])
     if accelerator.scaler is not None and "scaler" in state:
         accelerator.scaler.load_state_dict(state["scaler"])

@@ -22,6 +22,7 @@ from lordfast.data import make_faces
 from lordfast.defense.objective import DefenseObjective
 from lordfast.defense.stage1 import Stage1Config, run_stage1
 from lordfast.diffusion.compiled import compile_blocks, compiled_graphs
+from lordfast.diffusion.random_model import random_model
 from lordfast.training import speed
 from lordfast.training.generate import GenerateConfig, run_generate
 from lordfast.training.stage2 import Stage2Config, run_stage2
@@ -40,7 +41,8 @@ def test_every_command_takes_the_flags(faces: Path, tmp_path: Path, monkeypatch:
     compiled: list[tuple[str, ...]] = []
     optimized: list[str] = []
     monkeypatch.setattr(speed, "compile_blocks", lambda *parts: compiled.append(tuple(type(p).__name__ for p in parts)))
-    monkeypatch.setattr(speed, "optimize", lambda model, attention: optimized.append(attention))
+    optimize = speed.optimize
+    monkeypatch.setattr(speed, "optimize", lambda model, attention: optimized.append(attention) or optimize(model))
 
     def run_all(**flags: Any) -> None:
         common: dict[str, Any] = {"model": "demo", "device": "cpu", "overwrite": True, **flags}
@@ -54,8 +56,11 @@ def test_every_command_takes_the_flags(faces: Path, tmp_path: Path, monkeypatch:
     assert compiled == optimized == []
     run_all(compile=True, optimize=True)
     assert compiled == [("UNet2DConditionModel", "AutoencoderKL")] * 4 and optimized == ["sdpa"] * 4
-    speed.speed_up(None, speed.SpeedOptions(attention="xformers"))  # type: ignore[arg-type]
-    assert optimized[4:] == ["xformers"]
+    model = random_model("sd3-narrow", device="cpu")
+    for flag, options in (("optimize", {"optimize": True}), ("attention", {"attention": "xformers"})):
+        with pytest.raises(ValueError, match=f"{flag}: the attention of sd3-narrow's SD3Transformer2DModel can't be"):
+            speed.speed_up(model, speed.SpeedOptions(**options))  # type: ignore[arg-type]
+    assert optimized[4:] == ["sdpa", "xformers"]
 
 
 def test_an_optimized_stage1_trains_the_same_lord(faces: Path, tmp_path: Path) -> None:
@@ -188,3 +193,21 @@ def test_compiled_gradients_are_the_eager_ones(tmp_path: Path) -> None:
     for kind, (truth, eager, compiled) in sums.items():
         # Both round differently: neither may be further from float64 than twice the other, above fp32's noise.
         assert (compiled / truth) ** 0.5 <= 2 * (eager / truth) ** 0.5 + 2e-6, kind
+
+
+def test_no_step_of_stage1_or_pgd_reads_a_value(demo_model: Any, host_reads: Any) -> None:
+    torch.manual_seed(0)
+    text = demo_model.embed(["a face"])
+    settings = PgdSettings(Budget(8 / 255, 2 / 255), steps=2, draws=2)
+    images = [face.image for face in make_faces(1, seed=0, size=64)]
+    # What is drawn is drawn on the host, and the result goes there; a row of numbers is read a step late.
+    with host_reads("draw_noise", "to_levels", "later.py", "derived_generator", "generators_of") as found:
+        perturb(demo_model, images, text, LdmLoss(), settings)
+    assert found == []
+    demo_model.unet.add_adapter(LordConfig(r=2, lord_alpha=2, init_weights=False), adapter_name="lord")
+    objective = DefenseObjective(demo_model, lambda_adv=2.0, lambda_det=0.1)
+    latents = {name: torch.randn(1, 4, 16, 16) for name in ("clean", "perturbed", "noise")}
+    # The labels' values are looked at on a CPU only.
+    with host_reads("in detection_loss") as found:
+        objective(**latents, timesteps=torch.tensor([300]), text=text)["loss"].backward()
+    assert found == []

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lordfast.diffusion import LatentDiffusion, load_model
+from lordfast.diffusion import LatentDiffusion, load_model, sampling
+from lordfast.diffusion.random_model import random_model
 from lordfast.diffusion.sampling import generate
 from lordfast.diffusion.stable_diffusion import StableDiffusion
 
@@ -123,3 +124,35 @@ def test_the_schedule_stays_on_the_host(demo_model: Any, sampler: str, monkeypat
     monkeypatch.setattr(type(demo_model.pipeline(sampler)), "_execution_device", property(lambda self: "cpu:0"))
     generate(demo_model, ["a face"], steps=2, sampler=sampler)
     assert asked == ["cpu"]
+    # Nothing stays behind.
+    assert not demo_model.unet._forward_pre_hooks
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_the_denoiser_gets_the_timestep_where_it_computes(family: str) -> None:
+    model = random_model(f"{family}-narrow", device="cpu")
+    seen: list[tuple[str, str]] = []
+
+    def watch(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sample = args[0] if args else kwargs["hidden_states"]
+        time = args[1] if len(args) > 1 else kwargs["timestep"]
+        seen.append((sample.device.type, time.device.type))
+
+    def to_meta(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # As if the latents were on a device that is not the schedule's.
+        if args:
+            return (args[0].to("meta"), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"].to("meta")}
+
+    model.unet.register_forward_pre_hook(to_meta, with_kwargs=True)
+    real = sampling._timestep_to_device
+
+    def checked(*call: Any) -> Any:
+        out = real(*call)
+        watch(call[0], *(out or call[1:]))
+        raise StopIteration
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(sampling, "_timestep_to_device", checked)
+        generate(model, ["a face"], steps=1, guidance=1.0)
+    assert seen == [("meta", "meta")]

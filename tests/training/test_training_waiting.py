@@ -1,70 +1,94 @@
 """No step makes the host wait for the device, batches are made ahead, and numbers come a step late but all come."""
 
 import threading
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
 from lordfast.training import step as steps
 from lordfast.training.ahead import made_ahead
+from lordfast.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from lordfast.training.interrupt import Interrupted
 from lordfast.training.later import Later
 
-# What reads a value off a device, under whatever name it is called from Python.
-_WAITS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::equal", "aten::_to_copy_host")
+# AdamW's kernel for CPUs reads its step counters and its flag, which live on the host there.
+_ADAMW = "torch/optim"
+_DATA_THREAD = "concurrent/futures/thread.py"
 
 
-class Watch(TorchDispatchMode):
-    """Where a tensor's value was read, but for AdamW's step counters, which live on the host on purpose."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name in _WAITS:
-            stack = traceback.format_stack()
-            if not any("torch/optim" in line for line in stack):
-                self.found.append("".join(stack[-8:]))
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def watched_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+@pytest.fixture
+def watched_steps(host_reads: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[list[str]]]:
     """Collects every read of a value inside `Worker.step`."""
-    found: list[str] = []
     step = steps.Worker.step
 
-    def watched(self: Any, *args: Any) -> Any:
-        with Watch() as watch:
-            row = step(self, *args)
-        found.extend(watch.found)
-        return row
+    @contextmanager
+    def watch() -> Iterator[list[str]]:
+        found: list[str] = []
 
-    with monkeypatch.context() as patch:
-        patch.setattr(steps.Worker, "step", watched)
-        yield found
+        def watched(self: Any, *args: Any) -> Any:
+            with host_reads(_ADAMW, _DATA_THREAD) as mine:
+                row = step(self, *args)
+            found.extend(mine)
+            return row
+
+        with monkeypatch.context() as patch:
+            patch.setattr(steps.Worker, "step", watched)
+            yield found
+
+    return watch
 
 
-def test_a_step_reads_no_value(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with watched_steps(monkeypatch) as found:
+def test_a_step_reads_no_value(toy: Any, watched_steps: Any) -> None:
+    with watched_steps() as found:
         toy(steps=3, accumulate=2)
     assert found == []
 
 
-def test_a_planted_read_is_found(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Reads(toy.Objective):  # type: ignore[misc, name-defined]
-        def forward(self, **batch: Any) -> dict[str, torch.Tensor]:
-            out = super().forward(**batch)
-            return out | {"loss": out["loss"] * (2.0 if out["loss"].item() < 0 else 1.0)}
+READS: dict[str, Callable[[Tensor], Any]] = {
+    "item": lambda t: t.item(),
+    "float": float,
+    "bool": bool,
+    "tolist": lambda t: t.tolist(),
+    "cpu": lambda t: t.cpu(),
+    "numpy": lambda t: t.detach().numpy(),
+    "mask": lambda t: t[None][torch.ones(1, dtype=torch.bool)],
+    "select": lambda t: t.masked_select(t > 0),
+    "unique": lambda t: t.unique(),
+    "nonzero": lambda t: t[None].nonzero(),
+    "equal": lambda t: torch.equal(t, t + 1),
+}
 
-    with watched_steps(monkeypatch) as found:
+
+@pytest.mark.parametrize("how", READS)
+def test_a_planted_read_is_found(toy: Any, watched_steps: Any, how: str) -> None:
+    class Reads(toy.Objective):  # type: ignore[misc, name-defined]
+        def forward(self, **batch: Any) -> dict[str, Tensor]:
+            out = super().forward(**batch)
+            READS[how](out["loss"])
+            return out
+
+    with watched_steps() as found:
         toy(objective=Reads(), steps=2)
-    assert len(found) == 2
+    assert len(found) >= 2
+
+
+def test_a_checkpoint_of_the_unfused_optimizer_goes_on(toy: Any, interrupt_after: Any, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        toy("old", on_step=interrupt_after(1))
+    found = latest_checkpoint(tmp_path / "old" / "checkpoints")
+    assert found is not None
+    step, weights, state = load_checkpoint(found)
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = None
+    save_checkpoint(tmp_path / "old" / "checkpoints", step, weights, state, keep=1)
+    resumed, _, _ = toy("old", resume=True)
+    straight, _, _ = toy("straight")
+    assert all(map(torch.equal, resumed.parameters(), straight.parameters()))
 
 
 def test_a_row_is_read_when_the_next_step_has_been_handed_in(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
