@@ -145,8 +145,13 @@ def test_tables_of_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_random_weights_of_a_published_architecture(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert main(["profile", "stage1", "--topology", "sd3-narrow", "--out", str(out), *SHORT]) == 0
+    more = ["--accumulate", "2", "--gradient-checkpointing"]
+    assert main(["profile", "stage1", "--topology", "sd3-narrow", "--out", str(out), *SHORT, *more]) == 0
     profile = read(out)
+    assert profile["images"] == 2 * profile["batch_size"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["images_per_second"] == pytest.approx(profile["images"] / profile["seconds"])
+    assert sum(row["flops"] for row in profile["kinds"] if row["pass"] == "recompute") > 0
     assert (profile["model"], profile["weights"], profile["resolution"]) == ("sd3-narrow", "random", 64)
     lord = next(row for row in profile["kinds"] if (row["kind"], row["pass"]) == ("transformer LoRD", "forward"))
     assert lord["layers"] == 4 * 4, "four projections in each of its blocks"
@@ -210,7 +215,8 @@ def made_up(on_device: bool) -> dict[str, Any]:
     if on_device:
         summary.waits = {(("log",), "cudaStreamSynchronize in aten::_local_scalar_dense"): 1.0}
     profile = numbers(found, summary, Plan(1, 2, 2), Ceilings(100.0, {"bf16": 1000.0}), "bf16")
-    rest = {"job": "stage1", "step_is": "a training step", "model": "sd15", "weights": "random", "batch_size": 4}
+    rest = {"job": "stage1", "step_is": "a training step", "model": "sd15", "weights": "random", "batch_size": 2}
+    rest |= {"images": 4}
     machine = {"device": "some GPU", "threads": "1", "lordfast": "0", "torch": "0"}
     return {**rest, "resolution": 512, "dtype": "bf16", "machine": machine, **profile}
 

@@ -23,7 +23,7 @@ class ProfileConfig(SpeedOptions, RunConfig):
     warmup: int = 3
     """Steps before that."""
     batch_size: int = 2
-    """Images per step."""
+    """Images per forward."""
     resolution: int | None = None
     """Side in pixels; the model's own when left out."""
     nvtx_backward: bool = False

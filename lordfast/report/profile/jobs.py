@@ -127,8 +127,10 @@ def _prepare_stage1(config: Stage1Profile, model: LatentDiffusion, folder: Path,
     perturbed = _perturbed(found.images, config.seed)
     clean, twins = (_encoded(model, images) for images in (found.images, perturbed))
     batches = PairedBatches(clean, twins, TextStore(model, found.captions, TensorCache(folder)), model.timesteps)
-    settings = _stage1(config, gradient_checkpointing=config.gradient_checkpointing)
+    settings = _stage1(config)
     inject(model, settings)
+    if config.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
     objective = DefenseObjective(model, lambda_adv=settings.lambda_adv, lambda_det=settings.lambda_det)
     return _training(objective, batches, config, model, total)
 

@@ -41,7 +41,7 @@ def _measured(value: float | None) -> Measured | None:
 def _tiles(profile: dict[str, Any]) -> Tiles:
     step, reads = profile["step"], [row for row in profile["waits"] if row["per_step"] > 0]
     gpu = profile["on_device"]
-    rate = profile["batch_size"] / profile["seconds"]
+    rate = profile["images"] / profile["seconds"]
     where = ", ".join(dict.fromkeys(row["phase"] or "outside of the phases" for row in reads))
     memory = [f"at most {profile['peak_bytes'] / 2**30:.2f} GiB in use"] if profile["peak_bytes"] else []
     return Tiles(

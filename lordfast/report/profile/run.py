@@ -68,6 +68,7 @@ def run_profile(name: str, config: ProfileConfig, console: Console | None = None
         "model": config.topology or config.model,
         "weights": "random" if config.topology else "trained",
         "batch_size": config.batch_size,
+        "images": config.batch_size * getattr(config, "accumulate", 1),
         "resolution": model.check_resolution(config.resolution),
         "dtype": config.dtype,
         "machine": describe(model.device),
@@ -83,7 +84,7 @@ def run_profile(name: str, config: ProfileConfig, console: Console | None = None
         {
             "job": name,
             "seconds_per_step": profile["seconds"],
-            "images_per_second": config.batch_size / profile["seconds"],
+            "images_per_second": profile["images"] / profile["seconds"],
             "mfu": profile["mfu"],
             "busy": step["busy_ms"] / step["wall_ms"],
             "launches": step["launches"],

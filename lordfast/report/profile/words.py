@@ -47,7 +47,7 @@ def busy_share(profile: dict[str, Any]) -> str:
 
 def headline(profile: dict[str, Any]) -> list[str]:
     """Three lines that say the most."""
-    rate = profile["batch_size"] / profile["seconds"]
+    rate = profile["images"] / profile["seconds"]
     step, ran = profile["step"], "kernels ran" if profile["on_device"] else "operations ran"
     return [
         f"{profile['job']}, {profile['model']}, {images(profile)} of {profile['resolution']} px, "
@@ -61,7 +61,7 @@ def headline(profile: dict[str, Any]) -> list[str]:
 
 def images(profile: dict[str, Any]) -> str:
     """How many images a step has."""
-    return "1 image" if profile["batch_size"] == 1 else f"{profile['batch_size']} images"
+    return "1 image" if profile["images"] == 1 else f"{profile['images']} images"
 
 
 def waits(profile: dict[str, Any]) -> str:
