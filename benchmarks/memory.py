@@ -51,15 +51,10 @@ LADDER: dict[str, dict[str, Any]] = {
     "low memory": {"low_memory": True},
     "checkpointing": {"gradient_checkpointing": True},
     "checkpointing, low memory": {"gradient_checkpointing": True, "low_memory": True},
-    "... 8-bit": {"gradient_checkpointing": True, "low_memory": True, "quantize": "8bit"},
-    "... 4-bit": {"gradient_checkpointing": True, "low_memory": True, "quantize": "4bit"},
-    "... 4-bit, offload parts": {
-        "gradient_checkpointing": True,
-        "low_memory": True,
-        "quantize": "4bit",
-        "offload": "parts",
-    },
-    "... offload blocks": {"gradient_checkpointing": True, "low_memory": True, "offload": "blocks"},
+    "... 8-bit": {"gradient_checkpointing": True, "quantize": "8bit"},
+    "... 4-bit": {"gradient_checkpointing": True, "quantize": "4bit"},
+    "... 4-bit, offload parts": {"gradient_checkpointing": True, "quantize": "4bit", "offload": "parts"},
+    "... offload blocks": {"gradient_checkpointing": True, "offload": "blocks"},
 }
 MEASURED = ("plain", "checkpointing")
 QUICK_SIDE = 64

@@ -24,8 +24,9 @@ _LADDERS: dict[Task, tuple[dict[str, Any], ...]] = {
     "attack": (
         {},
         {"offload": "parts"},
-        {"gradient_checkpointing": True},
         {"low_memory": True},
+        # Where the VAE is checkpointed, its backward pass is the peak, and two passes are no better than one.
+        {"low_memory": False, "gradient_checkpointing": True},
         {"quantize": "8bit"},
         {"quantize": "4bit"},
         {"quantize": "none", "offload": "blocks"},
@@ -33,7 +34,11 @@ _LADDERS: dict[Task, tuple[dict[str, Any], ...]] = {
 }
 _LADDERS["stage1"] = _LADDERS["attack"]
 # No image gradient in Stage 2, so no two passes to take it in.
-_LADDERS["stage2"] = tuple(rung for rung in _LADDERS["attack"] if "low_memory" not in rung)
+_LADDERS["stage2"] = tuple(
+    {name: value for name, value in rung.items() if name != "low_memory"}
+    for rung in _LADDERS["attack"]
+    if rung != {"low_memory": True}
+)
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,9 @@ class Fit:
 
 
 def rungs(task: Task, dtype: str) -> Iterator[Switches]:
-    """The switches of `task`, each on top of those before it, from the least painful on.
+    """The switches of `task`, from the least painful on.
 
-    Parts that are not in use can leave at next to no cost; checkpointing and the two-pass gradient cost time and change
+    Parts that are not in use can leave at next to no cost; the two-pass gradient and checkpointing cost time and change
     nothing else; quantised weights change the result; blocks that travel cost the most time.
     """
     now = Switches(dtype=dtype)  # type: ignore[arg-type]
