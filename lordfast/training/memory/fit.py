@@ -53,7 +53,7 @@ class Fit:
         chosen, task = self.switches, self.estimate.task
         words = ["--dtype", chosen.dtype, "--batch-size", str(chosen.batch_size)]
         if task != "attack" and chosen.batch_size < WANTED[task]:
-            words += ["--accumulate", str(-(-WANTED[task] // chosen.batch_size))]
+            words += ["--accumulate", str(WANTED[task] // chosen.batch_size)]
         if task == "stage1" and chosen.attack_batch_size != ATTACK_BATCH:
             words += ["--attack-batch-size", str(chosen.attack_batch_size)]
         words += ["--gradient-checkpointing"] if chosen.gradient_checkpointing else []
@@ -113,7 +113,9 @@ def _largest(estimator: Estimator, task: Task, switches: Switches, limit: int) -
 
 
 def _grown(estimator: Estimator, task: Task, switches: Switches, name: str, most: int, limit: int) -> Switches:
-    tried = (dataclasses.replace(switches, **{name: size}) for size in range(most, 1, -1))  # type: ignore[arg-type]
+    # Divisors, so that accumulation makes up for the rest exactly.
+    sizes = [size for size in range(most, 1, -1) if most % size == 0]
+    tried = (dataclasses.replace(switches, **{name: size}) for size in sizes)  # type: ignore[arg-type]
     return next((larger for larger in tried if estimator.estimate(task, larger).peak <= limit), switches)
 
 
