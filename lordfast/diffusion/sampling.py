@@ -96,7 +96,7 @@ def _schedule_on_host(scheduler: Any, denoiser: nn.Module) -> Iterator[None]:
 
 def _timestep_to_device(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """(sample, timestep, ...) of a UNet, or the keywords of a transformer."""
-    sample = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+    sample: Any = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
     in_args = len(args) > 1
     time = args[1] if in_args else kwargs["timestep"]
     if not isinstance(time, Tensor) or time.device == sample.device:
