@@ -35,6 +35,15 @@ def _sees_input(module: nn.Module) -> bool:
     return bool(own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"] or "forward" in own)
 
 
+def has_output_hooks(module: Any) -> bool:
+    """Whether hooks get to see, and may change in place, the result that is handed to a module of `takes_result`."""
+    while type(module) is LoraLinear:
+        if module._forward_hooks:
+            return True
+        module = module._modules["base_layer"]
+    return bool(module._forward_hooks)
+
+
 def kind_of(layer: LordLinear) -> tuple[Any, ...]:
     """What layers must have in common to be computed at once, but for N: K, r, H, s, the gate's options, the bias."""
     config = layer.lord_config[layer._active_adapter[0]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lordfast.adapter.together import project_qkv
+from lordfast.adapter.together import has_output_hooks, project_qkv
 
 ATTENTIONS = ("sdpa", "xformers")
 
@@ -95,8 +95,12 @@ class LordAttnProcessor:
             query = attn.norm_q(query)
         if attn.norm_k is not None:
             key = attn.norm_k(key)
-        attend = _xformers if self.attention == "xformers" else _sdpa
-        out = attend(query, key, value, attention_mask, attn.scale).flatten(2).to(query.dtype)
+        if self.attention == "xformers":
+            op = getattr(self.replaced, "attention_op", None)
+            out = _xformers(query, key, value, attention_mask, attn.scale, op)
+        else:
+            out = _sdpa(query, key, value, attention_mask, attn.scale)
+        out = out.flatten(2).to(query.dtype)
 
         out = attn.to_out[1](attn.to_out[0](out))
         if len(shape) == 4:
@@ -128,7 +132,12 @@ def _of_text(module: Any, text: Tensor, given: TextProjections | None, place: Pl
     if given is None or place is None:
         return module(text)
     y, logit = given.find(place)
-    return y if logit is None else module(text, lord_result=(y, logit))
+    if logit is None:
+        return y
+    if not torch.compiler.is_compiling() and has_output_hooks(module):
+        # They may write to what is a part of all projections, and may be kept for the next call.
+        y = y.clone()
+    return module(text, lord_result=(y, logit))
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -137,8 +146,8 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale:
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale).transpose(1, 2)
 
 
-def _xformers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """As `_sdpa`, by xformers."""
+def _xformers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, op: Any = None) -> Tensor:
+    """As `_sdpa`, by xformers; `op` is one of its operators, None for its own choice."""
     from xformers.ops import memory_efficient_attention
 
     if mask is not None:
@@ -146,7 +155,7 @@ def _xformers(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sc
         length = mask.shape[-1]
         mask = F.pad(mask.to(query.dtype), (0, -length % 8)).expand(-1, -1, query.shape[1], -1).contiguous()
         mask = mask[..., :length]
-    return memory_efficient_attention(query, key, value, attn_bias=mask, scale=scale)
+    return memory_efficient_attention(query, key, value, attn_bias=mask, scale=scale, op=op)
 
 
 def check_xformers(device: torch.device, dtype: torch.dtype) -> None:

@@ -41,7 +41,9 @@ def optimize(model: M, attention: str = "sdpa") -> M:
 
     Args:
         model: a UNet, bare or in a ``PeftModel``, or a pipeline or `LatentDiffusion` with a ``unet``.
-        attention: ``sdpa``, or ``xformers`` for its memory-efficient attention.
+        attention: ``sdpa``, or ``xformers`` for its memory-efficient attention. An attention that diffusers was told
+            to compute by xformers (``enable_xformers_memory_efficient_attention``) goes on with xformers, and with its
+            ``attention_op``, under either.
 
     Returns:
         `model`.
@@ -61,9 +63,9 @@ def optimize(model: M, attention: str = "sdpa") -> M:
     for module in attentions:
         processor: Any = module.processor
         if type(processor) is LordAttnProcessor:
-            processor.attention = attention
+            processor.attention = _kernel(processor.replaced, attention)
         elif type(processor) in STANDARD:
-            module.processor = LordAttnProcessor(attention, processor)
+            module.processor = LordAttnProcessor(_kernel(processor, attention), processor)
         else:
             left[type(processor).__name__] += 1
     if left or not attentions:
@@ -73,7 +75,8 @@ def optimize(model: M, attention: str = "sdpa") -> M:
     of_text = [module for module in attentions if _reads_text(module)]
     names = inspect.signature(type(unet).forward).parameters
     if of_text and {"encoder_hidden_states", "cross_attention_kwargs"} <= set(names):
-        unet.register_forward_pre_hook(TextFusion(unet, of_text), with_kwargs=True)
+        others = [module for module in attentions if module not in of_text]
+        unet.register_forward_pre_hook(TextFusion(unet, of_text, others), with_kwargs=True)
     return model
 
 
@@ -93,6 +96,11 @@ def restore(model: M) -> M:
 
 def _attentions(unet: nn.Module) -> list[Any]:
     return [module for module in unet.modules() if isinstance(module, Attention)]
+
+
+def _kernel(replaced: Any, attention: str) -> str:
+    """What a processor computes its attention with: what was chosen before, in diffusers, stays."""
+    return "xformers" if type(replaced) is XFormersAttnProcessor else attention
 
 
 def _reads_text(attention: Any) -> bool:

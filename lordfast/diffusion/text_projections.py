@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lordfast.adapter.layer import LordLinear, as_computed, is_plain_linear
 from lordfast.adapter.together import kind_of, takes_result
@@ -21,6 +22,29 @@ from lordfast.ops import Branches, lord_stack
 KEYWORD = "lord_text"
 Outputs = tuple[tuple[Tensor, ...], Tensor | None]
 """y, a run of layers with the same N each (layers in it, B, T, N), and the gate logits (layers, ...)."""
+
+
+_steps = 0
+"""How many steps optimisers of parameters have made since the first `TextFusion`."""
+_counting = False
+
+
+def _count_steps() -> None:
+    """Count every optimiser's steps from now on, once."""
+    global _counting
+    if not _counting:
+        register_optimizer_step_post_hook(_stepped)
+        _counting = True
+
+
+def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    global _steps
+    # A number that is another one at every step would have a compiled step compiled anew.
+    if torch.compiler.is_compiling():
+        return
+    # An attack's optimiser, of pixels, changes no model.
+    if any(isinstance(p, nn.Parameter) for group in optimizer.param_groups for p in group["params"]):
+        _steps += 1
 
 
 class Member(NamedTuple):
@@ -80,28 +104,47 @@ class TextFusion:
     The results go with the call, in ``cross_attention_kwargs``: to a checkpointed block, which runs again in the
     backward pass, they are arguments as the text is one. Where nobody wants a gradient through them (sampling; an
     attack on a model with frozen LoRD), they are kept and serve every call with the same text, recognised as the same
-    tensor at the same version, as long as the parameters are the same by identity, address and version. Only in-place
-    changes through a parameter's ``.data`` leave no such trace; `lordfast.optimize` drops what is kept.
+    tensor at the same version, as long as the parameters are the same by identity, address and version, and for no
+    longer than the text lives. Fused optimisers change parameters and leave their versions as they are: so nothing is
+    kept while a parameter has a gradient, nor past a step of any optimiser of parameters.
+
+    Two kinds of changes leave no trace at all: those through a parameter's ``.data``, and collectives that write to a
+    parameter (``torch.distributed.broadcast``, ``all_reduce``). `lordfast.optimize` drops what is kept.
 
     Steps aside, and leaves everything to plain calls, where the UNet itself is offloaded or compiled as a whole, where
-    it changes the text on the way, where an attention has got another processor, and where no LoRD is active.
+    it changes the text on the way, where any of its attentions has got another processor, and where no LoRD is active.
+    While a CUDA graph is captured, the projections become part of it and nothing kept is used; a capture without a call
+    of that kind before it gets plain calls, as weights can't be moved in one.
+
+    Args:
+        unet: the UNet.
+        attentions: those of its attentions that read the text.
+        others: the rest of its attentions.
     """
 
-    def __init__(self, unet: nn.Module, attentions: Sequence[nn.Module]) -> None:
+    def __init__(self, unet: nn.Module, attentions: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -> None:
         names = list(inspect.signature(type(unet).forward).parameters)[1:]
         self._text_at = names.index("encoder_hidden_states")
         self._kwargs_at = names.index("cross_attention_kwargs")
-        self._attentions = list(attentions)
+        self._attentions, self._others = list(attentions), list(others)
         self._groups: list[Group] = []
         self._structure: tuple[Any, ...] | None = None
+        self._addresses: list[int] = []
         self._kept: tuple[Any, ...] | None = None
+        _count_steps()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_groups": [], "_structure": None, "_kept": None}
+        return {**self.__dict__, "_groups": [], "_structure": None, "_addresses": [], "_kept": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _count_steps()
 
     def __call__(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add the text's projections to the call's ``cross_attention_kwargs``."""
         if torch.compiler.is_compiling():
+            # What runs now may train the model, and this hook won't see it.
+            self._kept = None
             return None
         text = args[self._text_at] if len(args) > self._text_at else kwargs.get("encoder_hidden_states")
         projections = self._project(unet, text)
@@ -131,6 +174,10 @@ class TextFusion:
         members = self._members(text)
         if not members or all(member.lord is None for member in members):
             return None
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            # Nothing may be moved or numbered now: it would only happen when the graph is replayed.
+            ready = self._structure == _structure(members, text) and self._addresses == _addresses(members)
+            return TextProjections(text, *self._compute(text)) if ready else None
         self._arrange(members, text)
         tensors = [t for member in members for t in _tensors(member)]
         if torch.is_grad_enabled() and (text.requires_grad or any(t.requires_grad for t in tensors)):
@@ -139,21 +186,23 @@ class TextFusion:
         state = _state(text, members, tensors)
         if state is not None and self._kept is not None and self._kept[0]() is text and self._kept[1] == state:
             return TextProjections(text, *self._kept[2])
+        self._kept = None  # before the new ones are made, not after: there is memory for one set
         with torch.no_grad():
             outputs = self._compute(text)
         # Asked again: the weights may just have moved.
         state = _state(text, members, tensors)
-        self._kept = None if state is None else (weakref.ref(text), state, outputs, tensors)
+        if state is not None:
+            self._kept = (weakref.ref(text, _forget(self)), state, outputs, tensors)
         return TextProjections(text, *outputs)
 
     def _members(self, text: Tensor) -> list[Member]:
         """The projections that can be computed here, as they are now; none at all where a processor is not ours."""
+        if any(type(attention.processor) is not LordAttnProcessor for attention in self._attentions + self._others):
+            # All of them get the keyword, and others would warn of it at every call.
+            return []
         found = []
         for attention in self._attentions:
             processor: Any = attention.processor
-            if type(processor) is not LordAttnProcessor:
-                # It would warn of a keyword that it does not know, at every call.
-                return []
             for role, name in (("key", "to_k"), ("value", "to_v")):
                 module: Any = attention._modules[name]
                 lord = takes_result(module)
@@ -164,14 +213,12 @@ class TextFusion:
 
     def _arrange(self, members: Sequence[Member], text: Tensor) -> None:
         """Group the projections, unless they are those of the last call."""
-        # With the weights' dtype: under autocast they need not all have the same.
-        kinds = [(m.base.weight.dtype, m.base.bias is None if m.lord is None else kind_of(m.lord)) for m in members]
-        structure = (text.device, [(id(m.processor), m.role, id(m.lord), id(m.base)) for m in members], kinds)
+        structure = _structure(members, text)
         if structure == self._structure:
             return
         self.release()
         by_kind: dict[Any, list[Member]] = {}
-        for member, kind in zip(members, kinds, strict=True):
+        for member, kind in zip(members, structure[-1], strict=True):
             by_kind.setdefault(kind, []).append(member)
         self._groups = [Group(group) for group in by_kind.values()]
         self._structure = structure
@@ -194,6 +241,7 @@ class TextFusion:
     def _compute(self, text: Tensor) -> tuple[Any, ...]:
         """`TextProjections` but for its first field."""
         outputs = [group.compute(text) for group in self._groups]
+        self._addresses = _addresses([member for group in self._groups for member in group.members])
         rows: list[tuple[Tensor, Tensor | None]] = []
         for y, logit in outputs:
             ys = [one for run in y for one in run.unbind(0)]
@@ -201,12 +249,42 @@ class TextFusion:
         return tuple(y for y, _ in outputs), tuple(logit for _, logit in outputs), tuple(rows)
 
 
+def _forget(fusion: TextFusion) -> Callable[[Any], None]:
+    """A callback of a text's end, which drops what was kept for it. It doesn't hold `fusion`, which holds it."""
+    held_by = weakref.ref(fusion)
+
+    def forget(text: Any) -> None:
+        holder = held_by()
+        if holder is not None and holder._kept is not None and holder._kept[0] is text:
+            holder._kept = None
+
+    return forget
+
+
+def _structure(members: Sequence[Member], text: Tensor) -> tuple[Any, ...]:
+    """What the groups and the places in them depend on; last, each member's kind."""
+    # With the weights' dtype: under autocast they need not all have the same.
+    kinds = [(m.base.weight.dtype, m.base.bias is None if m.lord is None else kind_of(m.lord)) for m in members]
+    return text.device, [(id(m.processor), m.role, id(m.lord), id(m.base)) for m in members], kinds
+
+
+def _addresses(members: Sequence[Member]) -> list[int]:
+    """Where the frozen weights lie."""
+    return sorted(t.data_ptr() for m in members for t in (m.base.weight, m.base.bias) if t is not None)
+
+
 def _state(text: Tensor, members: Sequence[Member], tensors: Sequence[Tensor]) -> tuple[Any, ...] | None:
-    """What results without a gradient depend on; None where that can't be said: inference tensors have no version."""
+    """What results without a gradient depend on; None where that can't be said.
+
+    Inference tensors have no version; and a parameter with a gradient waits for an optimiser, whose step need not leave
+    a trace: not if it is compiled, or an object of its own that calls torch's fused functions.
+    """
+    if any(t.is_leaf and t.grad is not None for t in tensors):
+        return None
     edits = [0 if member.lord is None else member.lord.base_edits for member in members]
     modes = as_computed(text[:0]).dtype, torch.is_inference_mode_enabled()
     try:
-        return modes, edits, text._version, [(id(t), t._version, t.data_ptr()) for t in tensors]
+        return _steps, modes, edits, text._version, [(id(t), t._version, t.data_ptr()) for t in tensors]
     except RuntimeError:
         return None
 
