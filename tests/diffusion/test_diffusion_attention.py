@@ -13,7 +13,8 @@ from typing import Any
 import peft
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models import attention_processor
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -93,9 +94,17 @@ def xformers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
 
     def memory_efficient_attention(
-        query: Tensor, key: Tensor, value: Tensor, attn_bias: Tensor | None = None, scale: float | None = None
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_bias: Tensor | None = None,
+        scale: float | None = None,
+        op: Any = None,
     ) -> Tensor:
-        calls.append("called")
+        calls.append("called" if op is None else f"called {op}")
+        if query.ndim == 3:  # (batch x heads, length, width), as diffusers calls it
+            query, key, value = (t.unsqueeze(2) for t in (query, key, value))
+            return memory_efficient_attention(query, key, value, attn_bias, scale).squeeze(2)
         batch, _, heads, width = query.shape
         assert key.shape == value.shape == (batch, key.shape[1], heads, width)
         scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * (width**-0.5 if scale is None else scale)
@@ -135,6 +144,28 @@ def test_a_unet_with_xformers_and_back(xformers: list[str]) -> None:
     assert len(xformers) == 1 + 32
     predict(lordfast.optimize(unet, attention="sdpa"))
     assert len(xformers) == 1 + 32
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "xformers"])
+def test_xformers_chosen_in_diffusers_stays(
+    attention: str, xformers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_processor, "xformers", sys.modules["xformers"], raising=False)
+    unet = narrow()
+    chosen = XFormersAttnProcessor(attention_op="an operator")
+    unet.mid_block.attentions[0].transformer_blocks[0].attn1.set_processor(chosen)
+    expected = predict(unet)
+    theirs = [call for call in xformers if call != "called"]
+    assert theirs == ["called an operator"]
+    xformers.clear()
+    for _ in range(2):
+        lordfast.optimize(unet, attention=attention)
+        xformers.clear()
+        torch.testing.assert_close(predict(unet), expected, rtol=1e-4, atol=1e-5)
+        assert xformers.count("called an operator") == 1
+        assert len(xformers) == (1 if attention == "sdpa" else 32)
+    lordfast.restore(unet)
+    assert unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor is chosen
 
 
 def test_xformers_missing_or_not_for_this_device(xformers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
