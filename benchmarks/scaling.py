@@ -84,7 +84,7 @@ class Config:
     step_seconds: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     """Seconds that one GPU needs for a training step, in an attack for an image: a range where none was measured."""
     results: Path | None = None
-    """Take the step's time from this results file of bench_stage1.py instead."""
+    """Take the time of a training step from this results file of bench_stage1.py instead."""
     variant: str = "lordfast"
     """The variant in that file, of the models and the batch size below."""
     models: tuple[str, ...] = ("sd15", "sdxl")
@@ -140,7 +140,7 @@ def _steps(config: Config, model: str) -> tuple[float, ...]:
 
 def _inputs(config: Config) -> str:
     where = (
-        f"measured, `{config.results.name}`, {config.variant}"
+        f"measured, `{config.results.name}`, {config.variant}, of Stage 1 alone"
         if config.results is not None
         else "a range, not measured"
     )
@@ -194,8 +194,11 @@ def _training(config: Config, model: str, steps: Sequence[float]) -> str:
 
 def _attacks(config: Config, seconds: Sequence[float]) -> str:
     most = config.server_gb_per_second * 1e9 / config.image_bytes
+    measured = config.results is not None
+    note = "The seconds an image are a range, not measured, whatever the file says of Stage 1. " if measured else ""
     rows = [
-        f"Attacks send nothing. Images per second, with a file server of {config.server_gb_per_second:g} GB/s and "
+        f"Attacks send nothing. {note}"
+        f"Images per second, with a file server of {config.server_gb_per_second:g} GB/s and "
         f"{config.image_bytes / 1e6:g} MB read and written an image, {most:.0f} images a second at most:",
         "",
         *_header(["GPUs", *(f"{second:g} s/image" for second in seconds)]),

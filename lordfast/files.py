@@ -6,6 +6,7 @@ Stands below everything, so that all may use it.
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,19 @@ def write_atomic(path: str | Path, content: bytes) -> None:
     """Write ``content`` to ``path`` through `replacing`."""
     with replacing(path) as temporary, open(temporary, "xb") as stream:
         stream.write(content)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is called as `replacing` calls what is not complete yet."""
+    return re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name) is not None
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left of `replacing`, at any depth; no living one may write there."""
+    for inside, _, names in os.walk(folder):
+        for name in names:
+            if is_temporary(path := Path(inside, name)):
+                path.unlink(missing_ok=True)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,13 @@ def attack_archives(
 ) -> None:
     """Attack `archives`, each with its number, into archives of the same names in `folder`.
 
-    What exists is kept. The processes of a team share whole archives out. Of an archive a few batches are in memory at
-    a time, whatever its size; its images' rows go to ``metrics/NAME.jsonl``, their sums to `log`.
+    What has not exactly one image, a sample or another file, goes over as it is. What exists is kept. The processes of
+    a team share whole archives out. Of an archive a few batches are in memory at a time, whatever its size; its images'
+    rows go to ``metrics/NAME.jsonl``, their sums to `log`.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; finished archives are there, the one in hand begins anew.
-        ValueError: an archive can't be read or has no image; an image can't be read, without ``skip_bad``; a batch
+        ValueError: an archive can't be read; it has no image, or one that can't be read, without ``skip_bad``; a batch
             does not fit into the device's memory.
     """
     team = team or Team()
@@ -101,6 +102,7 @@ class _One:
     path: Path
     tell: Callable[..., Any]
     skipped: int = 0
+    without_image: int = 0
 
     def attack(self, number: int, check: Callable[[], None], log: Log) -> None:
         """Write the attacked archive; `check` is called before each batch and may raise."""
@@ -111,31 +113,40 @@ class _One:
                 for samples in self._windows():
                     for sample, row in self._attacked(samples, check):
                         writer.add(sample)
+                        if row is None:
+                            continue
                         file.write(json.dumps(row) + "\n")
                         sums["images"] += 1
                         sums["unchanged"] += row["largest_change"] == 0
                         for name in ("loss_clean", "loss_attacked"):
                             sums[name] += row[name]
                     self.tell(0, f"{self.path.name}: {sums['images']:.0f} images")
-            count = sums["images"]
-            if not count:
-                raise ValueError(f"images: {self.path} holds no image that can be read")
-            means = {name: sums[name] / count for name in ("loss_clean", "loss_attacked")}
+            images = sums["images"]
+            if not images and not self.reading.skip_bad:
+                raise ValueError(
+                    f"images: {self.path} holds no image; expected samples of which one member is KEY.png or the like"
+                )
+            means = {name: sums[name] / images if images else None for name in ("loss_clean", "loss_attacked")}
             # Before the archive is there, which says that it is done.
-            log({"step": number, "output": self.path.name, **sums, "skipped": self.skipped, **means})
+            counts = {"skipped": self.skipped, "without_image": self.without_image}
+            log({"step": number, "output": self.path.name, **sums, **counts, **means})
 
     def _windows(self) -> Iterator[list[tuple[int, Sample]]]:
-        """The samples with an image and their places, some batches at a time."""
-        samples = enumerate((sample for sample in read_samples(self.path) if sample.image is not None), start=1)
+        """The samples and their places among those with an image, some batches at a time."""
+        places = count(1)
+        samples = (
+            (next(places) if sample.image is not None else 0, sample) for sample in read_samples(self.path, loose=True)
+        )
         while window := list(islice(samples, WINDOW * self.results.batch_size)):
             yield window
 
     def _attacked(
         self, samples: Sequence[tuple[int, Sample]], check: Callable[[], None]
-    ) -> Iterator[tuple[Sample, dict[str, Any]]]:
-        """The attacked samples, in order, each with its row."""
+    ) -> Iterator[tuple[Sample, dict[str, Any] | None]]:
+        """The samples, in order: the attacked ones, each with its row, and those without an image."""
         model = self.results.model
-        opened = [(sample, *found) for place, sample in samples if (found := self._open(place, sample)) is not None]
+        found = [(sample, self._open(place, sample) if place else None, place) for place, sample in samples]
+        opened = [(sample, *one) for sample, one, _ in found if one is not None]
         attacked: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
         frames = {job.step: frame for _, job, frame in opened}
         for batch in batches_of(
@@ -150,9 +161,13 @@ class _One:
             rows: list[dict[str, Any]] = []
             made = Results(**{**vars(self.results), "log": rows.append}).merge(batch, mine, levels, text)
             attacked |= {job.step: (image, row) for job, image, row in zip(batch, made, rows, strict=True)}
-        for sample, job, _ in opened:
-            image, row = attacked[job.step]
-            yield sample.with_png(png_bytes(Image.fromarray(image))), row
+        for sample, one, place in found:
+            if one is not None:
+                image, row = attacked[one[0].step]
+                yield sample.with_png(png_bytes(Image.fromarray(image))), row
+            elif not place:
+                self.without_image += not sample.is_loose
+                yield sample, None
 
     def _open(self, place: int, sample: Sample) -> tuple[Job, Frame] | None:
         name = f"{sample.key}.{sample.image}"

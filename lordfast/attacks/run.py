@@ -208,5 +208,6 @@ def _jobs(work: _Work, records: Sequence[ImageRecord]) -> list[Job]:
         return Job(record, outputs[record.name], read, len(views), shape, places[record.name])
 
     mine = work.share.of(records, config.batch_size)
-    found = [made for _, made in check_readable(mine, job, skip_bad=config.skip_bad, team=work.team)]
+    part = work.share.count > 1
+    found = [made for _, made in check_readable(mine, job, skip_bad=config.skip_bad, team=work.team, part=part)]
     return sorted(found, key=lambda job: job.shape)

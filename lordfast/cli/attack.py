@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 from lordfast.cli.choose import choose
@@ -71,11 +72,24 @@ def _transfer_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _transfer(name: str, config: Any, flags: argparse.Namespace) -> TransferConfig:
     """What to measure when the attack is done, checked before it begins."""
+    from lordfast.data.archives import names_archives
     from lordfast.diffusion import resolve_model
     from lordfast.evaluation.transfer import TransferConfig
     from lordfast.evaluation.transfer.config import check_request, parse_named
     from lordfast.training.run import RunFolder
 
+    processes = os.environ.get("WORLD_SIZE", "1")
+    unfit = {
+        f"{processes} processes": processes != "1",
+        f"share {config.share}": config.share is not None,
+        f"the archives {config.images}": names_archives(config.images),
+    }
+    for got, is_so in unfit.items():
+        if is_so:
+            raise ValueError(
+                f"transfer-to: expected an attack of a whole folder by one process, got {got}; call lordfast transfer "
+                "when it is done"
+            )
     out = config.out.with_name(f"{config.out.name}-transfer")
     transfer = TransferConfig(
         out=out,

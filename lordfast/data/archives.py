@@ -13,10 +13,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lordfast.data.captions import clean_caption
 from lordfast.data.folder import IMAGE_EXTENSIONS
 from lordfast.files import replacing
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # webdataset's own rule: the key ends at the first full stop of the last path component.
 _NAME = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)")
@@ -25,14 +29,24 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 @dataclass(frozen=True)
 class Sample:
-    """What belongs together: extension -> content, in the archive's order, under a key."""
+    """What belongs together: extension -> content, in the archive's order, under a key.
+
+    A file that belongs to no sample comes under an empty key, its name in the place of the extension.
+    """
 
     key: str
     members: Mapping[str, bytes]
 
     @property
+    def is_loose(self) -> bool:
+        """Whether it is a file that belongs to no sample."""
+        return not self.key
+
+    @property
     def image(self) -> str | None:
         """The extension of its image; None if it has none, or several."""
+        if self.is_loose:
+            return None
         found = [extension for extension in self.members if f".{extension.lower()}" in IMAGE_EXTENSIONS]
         return found[0] if len(found) == 1 else None
 
@@ -69,7 +83,8 @@ def find_archives(pattern: str | Path) -> list[Path]:
     """
     found: list[Path] = []
     for name in _expanded(str(pattern)):
-        if glob.has_magic(name):
+        # A file may be called so that it reads as a pattern.
+        if glob.has_magic(name) and not Path(name).is_file():
             matches = sorted(path for path in glob.glob(name) if Path(path).is_file())
         else:
             matches = [name] if Path(name).is_file() else []
@@ -95,19 +110,42 @@ def _expanded(pattern: str) -> list[str]:
     return [name for i in range(int(first), int(last) + 1) for name in _expanded(f"{head}{i:0{width}d}{tail}")]
 
 
-def read_samples(path: Path) -> Iterator[Sample]:
-    """The samples of an archive, one after the other. Members without an extension, and those of webdataset, are not.
+class _Strict(tarfile.TarInfo):
+    """tarfile takes a header that is cut short or wrong for the end, unless it is the first one."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset}") from None
+
+
+def read_samples(path: Path, loose: bool = False) -> Iterator[Sample]:
+    """The samples of an archive, one after the other. Folders and links, which webdataset passes over, are not read.
+
+    Args:
+        loose: also files that belong to no sample, each before the sample that it interrupts or follows: those without
+            an extension, and those of webdataset.
 
     Raises:
-        ValueError: it is no readable archive, or a sample has two members of one name.
+        ValueError: it is no readable archive, or ends too early, or a sample has two members of one name.
     """
     key = ""
     members: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with tarfile.open(path, "r|*", tarinfo=_Strict) as archive:
             for info in archive:
+                if not info.isfile():
+                    continue
+                stream = archive.extractfile(info)
+                assert stream is not None  # of a regular file
                 match = _NAME.fullmatch(info.name)
-                if not info.isfile() or match is None or match.group(1).rpartition("/")[2].startswith("__"):
+                if match is None or match.group(1).rpartition("/")[2].startswith("__"):
+                    if loose:
+                        yield Sample("", {info.name: stream.read()})
                     continue
                 if match.group(1) != key and members:
                     yield Sample(key, members)
@@ -115,8 +153,6 @@ def read_samples(path: Path) -> Iterator[Sample]:
                 key, extension = match.groups()
                 if extension in members:
                     raise ValueError(f"{path}: sample {key} has two members {info.name}")
-                stream = archive.extractfile(info)
-                assert stream is not None  # of a regular file
                 members[extension] = stream.read()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"{path} is no readable tar archive: {error}") from error
@@ -132,7 +168,7 @@ class ArchiveWriter:
 
     def add(self, sample: Sample) -> None:
         for extension, content in sample.members.items():
-            info = tarfile.TarInfo(f"{sample.key}.{extension}")
+            info = tarfile.TarInfo(extension if sample.is_loose else f"{sample.key}.{extension}")
             info.size, info.mode = len(content), 0o644
             self._archive.addfile(info, io.BytesIO(content))
 

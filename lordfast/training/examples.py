@@ -91,11 +91,15 @@ def check_readable(
     skip_bad: bool,
     argument: str = "images",
     team: Team | None = None,
+    part: bool = False,
 ) -> list[tuple[ImageRecord, T]]:
     """The records whose images can be read, each with what `read` says of it.
 
     Each image is decoded once and let go, to be read again when its turn comes: a large folder does not have to fit
     into memory, and a bad image shows before any work is done. The processes of a team share the images out.
+
+    Args:
+        part: the records are not all there are: that none can be read is no error.
 
     Raises:
         BadImageError: an image that can't be read, without `skip_bad`.
@@ -120,7 +124,7 @@ def check_readable(
 
     parts = team.on_all(check)
     found = {place: what for part, _ in parts for place, what in part.items()}
-    if records and not found:
+    if records and not found and not part:
         first_error = next(error for _, error in parts if error is not None)
         raise ValueError(f"{argument}: none of the {len(records)} images could be read; the first: {first_error}")
     return [(records[place], found[place]) for place in sorted(found)]

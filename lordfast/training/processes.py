@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ T = TypeVar("T")
 
 FSDP_FLAG = "ACCELERATE_USE_FSDP"
 """Set by ``accelerate launch --use_fsdp``."""
+PATIENCE = timedelta(days=1)
+"""How long a process waits in a collective for the others."""
 
 
 def make_accelerator(dtype: str, device: torch.device, loss_scale: float | None = None) -> Any:
@@ -33,7 +36,7 @@ def make_accelerator(dtype: str, device: torch.device, loss_scale: float | None 
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import GradScalerKwargs
+    from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs
 
     if dtype == "fp16" and device.type == "cpu":
         raise ValueError("dtype: fp16 training needs a GPU; expected fp32 or bf16 on the CPU")
@@ -42,7 +45,11 @@ def make_accelerator(dtype: str, device: torch.device, loss_scale: float | None 
         torch.cuda.set_device(device)
     # The process group of several processes has to outlive this; a lone process may change its device.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    handlers = [GradScalerKwargs(init_scale=loss_scale)] if loss_scale is not None else None
+    # While the main process draws class images, or loads what others don't need, these wait in a collective, which NCCL
+    # gives up after ten minutes. Processes that died are torchrun's to notice.
+    handlers: list[Any] = [InitProcessGroupKwargs(timeout=PATIENCE)]
+    if loss_scale is not None:
+        handlers.append(GradScalerKwargs(init_scale=loss_scale))
     precision = "no" if dtype == "fp32" else dtype
     # lordfast shards by itself, see fsdp.py: accelerate would put adapters and the frozen base into one group.
     flag = os.environ.pop(FSDP_FLAG, None)
@@ -100,5 +107,7 @@ def on_all(accelerator: Any, work: Callable[[], T]) -> list[T]:
 
 def open_run(config: RunConfig, command: str, accelerator: Any, stem: str = "metrics") -> RunFolder:
     """`RunFolder.open` once for all processes; only the main one writes into what comes back."""
-    on_main(accelerator, lambda: RunFolder.open(config, command).path)
+    # Other shares of the run may be at work.
+    alone = getattr(config, "share", None) is None
+    on_main(accelerator, lambda: RunFolder.open(config, command, alone).path)
     return RunFolder(Path(config.out), write=accelerator.is_main_process, stem=stem)

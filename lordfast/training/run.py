@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from lordfast.files import write_atomic
+from lordfast.files import is_temporary, sweep, write_atomic
 from lordfast.training.config import RunConfig, differences, read_yaml, to_dict, write_yaml
 
 # Config fields whose folders are searched for images.
@@ -72,8 +72,10 @@ class RunFolder:
         Raises:
             ValueError: the folder holds another run and neither ``resume`` nor ``overwrite`` was given; it holds
                 files that are no run; it lies inside a folder of images that the run reads; the run to resume has
-                another config (every differing field is named); what is to be overwritten holds an input of this run.
+                another config (every differing field is named); what is to be overwritten holds an input of this run;
+                torchrun started several processes, and this one has not joined the others.
         """
+        _check_alone(command)
         path = Path(config.out)
         if path.exists() and not path.is_dir():
             raise ValueError(f"out: {path} is a file; expected a folder to write the run into")
@@ -83,10 +85,12 @@ class RunFolder:
         # A field of this name may also count images.
         _check_outside(path, {name: Path(folder) for name, folder in folders.items() if isinstance(folder, str | Path)})
         if not _holds_run(path):
-            # A job that shares the run with this one may be about to claim it.
-            if path.exists() and not all(_is_temporary(inside) for inside in path.iterdir()):
+            # A job that shares the run with this one may be about to claim it,
+            if not path.exists() or all(is_temporary(inside) for inside in path.iterdir()):
+                return None
+            # or has just done so: its config comes before everything else.
+            if not _holds_run(path):
                 raise ValueError(f"out: {path} is not empty and holds no run; expected a new or empty folder")
-            return None
         if config.overwrite:
             _check_kept(path, _inputs(config))
             return None
@@ -102,13 +106,20 @@ class RunFolder:
         return cls(path, write=False).summary()
 
     @classmethod
-    def open(cls, config: RunConfig, command: str) -> RunFolder:
-        """Claim ``config.out`` for a run of `command`, or pick up the interrupted run there. Raises as `inspect`."""
+    def open(cls, config: RunConfig, command: str, alone: bool = True) -> RunFolder:
+        """Claim ``config.out`` for a run of `command`, or pick up the interrupted run there. Raises as `inspect`.
+
+        Args:
+            alone: nobody else writes into it at this moment: halves of files in it are remains of a killed process,
+                and are deleted.
+        """
         cls.inspect(config, command)
         path = Path(config.out)
         if config.overwrite and path.exists():
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
+        if alone:
+            sweep(path)
         # The config first: it is what makes the folder a run, which an interruption right here leaves resumable.
         if not (path / "config.yaml").exists():
             write_yaml(path / "config.yaml", command, config)
@@ -215,8 +226,14 @@ def check_apart(config: RunConfig, folders: Mapping[str, Path]) -> None:
         _check_kept(Path(config.out), {name: path for name, path in folders.items() if path.exists()})
 
 
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.suffix == ".tmp"
+def _check_alone(command: str) -> None:
+    # A command that works in several processes has joined them before it looks at the folder.
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count.isdecimal() and int(count) > 1 and not torch.distributed.is_initialized():
+        raise ValueError(
+            f"lordfast {command} runs in one process, got {count} (WORLD_SIZE), which would write over each other; "
+            "start it without torchrun or accelerate launch"
+        )
 
 
 def _check_outside(out: Path, folders: Mapping[str, Path]) -> None:

@@ -197,11 +197,46 @@ def test_bad_images_and_bad_archives(attack: Any, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"{name}.tar is no readable tar archive"):
             attack(name, images=tmp_path / f"{name}.tar", skip_bad=True)
     write(tmp_path / "empty.tar", [("a.txt", b"text")])
-    with pytest.raises(ValueError, match=r"empty\.tar holds no image that can be read"):
+    with pytest.raises(ValueError, match=r"empty\.tar holds no image; expected samples of which one member is"):
         attack("empty", images=tmp_path / "empty.tar")
     write(tmp_path / "twice.tar", [("a.png", face), ("a.png", face)])
     with pytest.raises(ValueError, match=r"sample a has two members a\.png"):
         attack("twice", images=tmp_path / "twice.tar")
+
+
+def test_what_has_not_one_image_goes_over_as_it_is(attack: Any, tmp_path: Path) -> None:
+    face = encoded(make_faces(1, seed=3)[0].image)
+    two = [("b.png", face), ("b.jpg", b"also an image")]
+    others = [("text.txt", b"alone"), *two, ("c.image.png", face), ("c.txt", b"c")]
+    write(tmp_path / "mixed.tar", [("LICENSE", b"free"), ("__meta__.json", b"{}"), *others, ("d.png", face)])
+    summary = attack("run", images=tmp_path / "mixed.tar")
+    assert (summary["images"], summary["skipped"], summary["without_image"]) == (1, 0, 3)
+    samples = [list(read_samples(folder / "mixed.tar", loose=True)) for folder in (tmp_path, tmp_path / "run")]
+    assert samples[1][:-1] == samples[0][:-1] and len(samples[0]) == 6
+    assert samples[1][-1].key == "d" and samples[1][-1].members["png"] != face
+    assert [json.loads(row)["step"] for row in (tmp_path / "run/metrics/mixed.jsonl").read_text().splitlines()] == [1]
+
+
+@pytest.mark.parametrize("shares", [1, 2])
+def test_an_archive_without_a_readable_image_does_not_block_the_rest(attack: Any, tmp_path: Path, shares: int) -> None:
+    face = encoded(make_faces(1, seed=3)[0].image)
+    for name in "ac":
+        write(tmp_path / f"{name}.tar", [("x.png", b"no image"), ("y.txt", b"text")])
+    write(tmp_path / "b.tar", [("x.png", face)])
+
+    def run(out: str, images: str) -> None:
+        for number in range(shares):
+            attack(out, images=tmp_path / images, skip_bad=True, resume=True, share=f"{number + 1}/{shares}")
+
+    run("run", "?.tar")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["images"], summary["skipped"], summary["without_image"]) == (1, 2, 2)
+    assert summary["loss_clean"] > 0
+    assert [sample.key for sample in read_samples(tmp_path / "run" / "a.tar")] == ["y"]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="images: none could be read; 2 were skipped"):
+            run("none", "[ac].tar")
+    assert not (tmp_path / "none" / "summary.json").exists()
 
 
 def test_what_is_refused_before_anything_is_written(attack: Any, archives: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`lordfast attack ...` from the words on the command line to the files."""
 
 import json
+import re
 import shlex
 import signal
 from pathlib import Path
@@ -116,6 +117,30 @@ def test_a_transfer_that_cannot_be_is_refused_before_the_attack(
     assert main([*words, "--transfer-to", "demo"]) == 2
     assert "holds no run" in capsys.readouterr().err
     assert not (tmp_path / "run").exists() and not asked
+
+
+@pytest.mark.parametrize(
+    ("more", "processes", "got"),
+    [
+        ([], "2", "2 processes"),
+        (["--share", "1/2"], "1", "share 1/2"),
+        (["--images", "faces-{0..3}.tar"], "1", r"the archives faces-\{0\.\.3\}\.tar"),
+    ],
+)
+def test_transfer_is_for_a_whole_folder_and_one_process(
+    words: list[str],
+    more: list[str],
+    processes: str,
+    got: str,
+    tmp_path: Path,
+    asked: list[Any],
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    assert main([*words, *more, "--transfer-to", "demo"]) == 2
+    assert re.search(f"transfer-to: expected an attack of a whole folder .* got {got};", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "run-transfer").exists() and not asked
 
 
 def test_the_command_that_goes_on_measures_too(

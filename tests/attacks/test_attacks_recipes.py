@@ -43,6 +43,17 @@ def test_slurm(recorder: tuple[Path, Path], faces: Path, tmp_path: Path) -> None
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["images"] == 4
 
 
+def test_slurm_does_one_share_again(recorder: tuple[Path, Path]) -> None:
+    folder, log = recorder
+    alone = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_MIN": "5"}
+    environment = os.environ | alone | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    words = ["bash", EXAMPLES / "slurm_attack.sbatch", "in", "out"]
+    refused = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2 and "set SHARES to the number of shares" in refused.stderr and not log.exists()
+    subprocess.run(words, env=environment | {"SHARES": "16"}, check=True)
+    assert "--share\0375/16\037" in log.read_text()
+
+
 class _Ray(types.ModuleType):
     """As much of Ray as the script uses: tasks run here, one after the other, again when they raise."""
 

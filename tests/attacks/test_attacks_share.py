@@ -1,6 +1,7 @@
 """Shares of a folder: independent jobs that fill one run folder, in any order and divided in any way."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from lordfast.attacks import run as run_module
+from lordfast.attacks import summary as summary_module
 from lordfast.attacks.ace import AceConfig
 from lordfast.attacks.pgd import PgdConfig
 from lordfast.attacks.run import run_attack
@@ -93,6 +95,38 @@ def test_more_shares_than_batches(attack: Any, tmp_path: Path) -> None:
     assert found["loss_clean"] > 0
     assert json.loads((tmp_path / "run" / "shares" / "5-of-5.json").read_text())["loss_clean"] is None
     assert contents(tmp_path / "run")["images"] == 7
+
+
+def test_a_share_that_ended_before_it_wrote_the_whole(attack: Any, whole: dict[str, Any], tmp_path: Path) -> None:
+    attack("run", "1/2", resume=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary_module, "_finish_whole", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            attack("run", "2/2", resume=True)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    # Whichever comes again.
+    assert attack("run", "1/2", resume=True)["images"] == 4
+    assert contents(tmp_path / "run") == whole
+
+
+def test_a_share_without_a_readable_image(seven: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(seven, images)
+    names = sorted(path.name for path in images.glob("*.png"))
+    for name in names[:2]:
+        (images / name).write_bytes(b"no image")
+    how: dict[str, Any] = {"resume": True, "skip_bad": True}
+    found = [_attack(images, tmp_path / "run", f"{number}/4", **how) for number in range(1, 5)]
+    assert [(one["images"], one["skipped"]) for one in found] == [(0, 2), (2, 0), (2, 0), (1, 0)]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["images"], summary["skipped"]) == (5, 2) and summary["loss_clean"] > 0
+    for name in names:
+        (images / name).write_bytes(b"no image")
+    _attack(images, tmp_path / "none", "1/2", **how)
+    for share in ("2/2", "1/2"):
+        with pytest.raises(ValueError, match="images: none could be read; 7 were skipped"):
+            _attack(images, tmp_path / "none", share, **how)
+    assert not (tmp_path / "none" / "summary.json").exists()
 
 
 def test_what_a_share_can_not_be(attack: Any, seven: Path, tmp_path: Path) -> None:

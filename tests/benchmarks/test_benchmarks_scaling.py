@@ -44,6 +44,7 @@ def test_numbers_of_a_results_file(scaling: Any, tmp_path: Path, capsys: pytest.
     assert (
         "Simulated, not measured" in said and "measured, `stage1.csv`, lordfast" in said and "| 0.25 s/step |" in said
     )
+    assert "Attacks send nothing. The seconds an image are a range, not measured" in said and "| 3 s/image |" in said
     # One GPU: 1000 images, 100 epochs, 10 a step are 10 000 steps of 0.25 s.
     assert "| 1 | 10 | 10000 | 40/s, 41.7 min |" in said
     with pytest.raises(ValueError, match=r"no stage1 step of sdxl red 10; expected one of: sd15-narrow lordfast 10; "):

@@ -1,12 +1,14 @@
 """The run folder: who may write where, and what it records."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from lordfast.training import run as run_module
 from lordfast.training.config import RunConfig
 from lordfast.training.run import RunFolder
 
@@ -134,3 +136,49 @@ def test_rows_of_several_processes_become_one_file_in_order(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert [(row["step"], row["rank"]) for row in run.rows()] == [(1, 0), (2, 2), (3, 1), (4, 0)]
     assert RunFolder(tmp_path, write=False).keep(lambda row: False) == [] and len(run.rows()) == 4
+
+
+def test_a_folder_claimed_at_this_very_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another job's config appears after the first look."""
+    config = _Config(out=tmp_path / "run", resume=True)
+    holds_run, looks = run_module._holds_run, []
+
+    def late(path: Path) -> bool:
+        looks.append(path)
+        if len(looks) == 1:
+            found = holds_run(path)
+            RunFolder.open(_Config(out=tmp_path / "run"), "toy")
+            return found
+        return holds_run(path)
+
+    monkeypatch.setattr(run_module, "_holds_run", late)
+    assert RunFolder.inspect(config, "toy") is None and (config.out / "config.yaml").exists()
+    looks.clear()
+    shutil.rmtree(config.out)
+    with pytest.raises(ValueError, match="has another config .seed: 0 -> 5"):
+        RunFolder.inspect(_Config(out=tmp_path / "run", resume=True, seed=5), "toy")
+
+
+def test_what_a_killed_process_left_is_swept_unless_others_work_there(tmp_path: Path) -> None:
+    run = RunFolder.open(_Config(out=tmp_path / "run"), "toy")
+    halves = [run.path / f".{'0a' * 16}.tmp", run.path / "checkpoints" / f".{'f1' * 16}.tmp"]
+    others = [run.path / "checkpoints" / name for name in (".mine.tmp", f"{'f1' * 16}.tmp", f".{'f1' * 16}.tmp2")]
+    (run.path / "checkpoints").mkdir()
+    for path in halves + others:
+        path.touch()
+    RunFolder.open(_Config(out=tmp_path / "run", resume=True), "toy", alone=False)
+    assert all(path.exists() for path in halves)
+    RunFolder.open(_Config(out=tmp_path / "run", resume=True), "toy")
+    assert not any(path.exists() for path in halves) and all(path.exists() for path in others)
+
+
+def test_one_of_several_processes_that_know_nothing_of_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for look in (RunFolder.inspect, RunFolder.open):
+        with pytest.raises(ValueError, match="lordfast toy runs in one process, got 2 .WORLD_SIZE."):
+            look(_Config(out=tmp_path / "run"), "toy")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert RunFolder.inspect(_Config(out=tmp_path / "run"), "toy") is None

@@ -55,7 +55,8 @@ def _open(config: GridConfig, command: str, grid: Grid) -> RunFolder:
     RunFolder.inspect(shared, command)
     if not config.overwrite:
         grid.check()
-    return RunFolder.open(shared, command)
+    # Other processes may be computing cells.
+    return RunFolder.open(shared, command, alone=False)
 
 
 def _going_on(config: C) -> C:
