@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lordfast.cli.main import main
 from lordfast.defense.stage1 import Stage1Config, run_stage1
 from lordfast.training.stage2 import run_stage2
 
@@ -92,21 +93,22 @@ def test_two_processes_equal_one_with_twice_the_batch(torchrun: Any, stage2: Any
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
-def test_stage1_in_two_processes_equals_one(torchrun: Any, faces: Path, tmp_path: Path) -> None:
+def test_stage1_in_two_processes_equals_one(processes: Any, faces: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {"model": "demo", "data": faces, "device": "cpu", "steps": 3, "lr": 1e-3}
     common |= {"attack_steps": 2, "attack_batch_size": 1, "tensorboard": False}
     run_stage1(Stage1Config(out=tmp_path / "one", batch_size=2, **common))
     words = [f"--{name.replace('_', '-')}={value}" for name, value in common.items() if name != "tensorboard"]
-    two = torchrun(["stage1", f"--out={tmp_path / 'two'}", "--batch-size=1", "--no-tensorboard", *words])
-    assert _finish(two).count("LoRD after") == 1
+    command = ["stage1", f"--out={tmp_path / 'two'}", "--batch-size=1", "--no-tensorboard", *words]
+    two = processes(lambda: main(command))
+    assert two.wait() == [0, 0], two.output(0)
+    assert (two.output(0) + two.output(1)).count("LoRD after") == 1
     _close(tmp_path / "one" / "lord.safetensors", tmp_path / "two" / "lord.safetensors")
     for path in sorted((tmp_path / "one" / "perturbed").glob("*.png")):
         assert path.read_bytes() == (tmp_path / "two" / "perturbed" / path.name).read_bytes()
 
-    again = torchrun(["stage1", f"--out={tmp_path / 'two'}", "--batch-size=1", "--no-tensorboard", *words])
-    _, error = again.communicate()
-    assert again.returncode != 0
-    assert "holds a run already; --resume goes on with it" in error
+    again = processes(lambda: main(command))
+    assert set(again.wait()) == {2}
+    assert "holds a run already; --resume goes on with it" in again.output(0)
 
 
 def test_one_process_needs_no_process_group() -> None:
