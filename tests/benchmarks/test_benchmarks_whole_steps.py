@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lordfast.adapter.control import lord_layers
+from lordfast.diffusion.random_model import random_model
 from lordfast.profiling.rounds import Effort
 
 
@@ -66,21 +67,50 @@ def test_stage1_against_a_plain_lora(script, few, tmp_path, capsys):
         plots.main(plots.Config(results=(tmp_path / "other.csv",)))
 
 
-def test_a_wrong_step_is_red_and_not_timed(script, few, tmp_path, monkeypatch):
+def test_a_wrong_step_is_red(script, monkeypatch):
     stage1 = script("bench_stage1")
-    import whole_steps
-
-    few(whole_steps)
 
     def spoil(unet):
         next(iter(lord_layers(unet).values())).parameters_of("lord")["lord_A"].data.mul_(1.01)
 
     monkeypatch.setattr(stage1, "optimize", spoil)
-    out = tmp_path / "stage1.csv"
-    assert stage1.main(stage1.Config(device="cpu", model=("demo",), batch=1, out=out)) == 1
-    rows = _rows(out)
-    assert rows["lordfast+optimize"]["gate"].startswith("red: ") and rows["lordfast+optimize"]["median_s"] == ""
-    assert rows["lordfast"]["gate"] == "ok" and rows["lordfast"]["median_s"]
+    model = random_model("sd15-narrow", device="cpu")
+    found = stage1.variants(model, stage1.random_batch(model, 1, 0), stage1.Config(), compiled=False)
+    gates = {}
+    for v in found:
+        with v.within():
+            gates[v.name] = v.check()[0]
+    assert gates["lordfast+optimize"].startswith("red: ")
+    assert gates["LoRD eager"] == gates["lordfast"] == "ok"
+
+
+def test_what_is_red_is_not_timed(script, demo_model):
+    script("bench_stage1")
+    from whole_steps import Variant, measure_steps
+
+    from lordfast.profiling.ceilings import Ceilings
+
+    def run():
+        return torch.ones(4, 4) @ torch.ones(4, 4)
+
+    def memory_is_short():
+        raise torch.OutOfMemoryError
+
+    good, red = Variant("good", run), Variant("red", run, check=lambda: ("red: y 1 > 0", 1.0))
+    rows = measure_steps(
+        [good, red, Variant("large", memory_is_short)],
+        model=demo_model,
+        images=1,
+        against="good",
+        ceilings=Ceilings(1.0, {"fp32": 1.0}),
+        dtype="fp32",
+        effort=Effort(2, 0, least=1),
+        seed=0,
+    )
+    timed, wrong, refused = rows
+    assert timed["gflop"] == 2 * 4**3 / 1e9 and timed["ratio"] == 1
+    assert (wrong["gate"], refused["gate"]) == ("red: y 1 > 0", "refused: out of memory")
+    assert "median_s" not in wrong and "median_s" not in refused
 
 
 def test_steps_of_pgd(script, few, tmp_path, demo_model):
@@ -90,7 +120,7 @@ def test_steps_of_pgd(script, few, tmp_path, demo_model):
 
     few(whole_steps)
     out = tmp_path / "attack_steps.csv"
-    config = whole_steps.WholeConfig(model=("demo",), batch=1)
+    config = whole_steps.WholeConfig(model=("sd15-narrow",), batch=1)
     assert attack_steps.bench_steps(config, torch.device("cpu"), out, compiled=False) == 0
     rows = _rows(out)
     plain, fast, low = (rows[n] for n in ("plain diffusers", "lordfast", "lordfast --low-memory"))

@@ -81,7 +81,7 @@ def test_nothing_is_compiled_after_the_first_round_of_every_shape(traced_only: N
     text = demo_model.embed(["a face"])
 
     def every_bucket(seed: int) -> None:
-        for side, count in ((64, 2), (96, 2), (64, 1), (128, 1)):
+        for side, count in ((64, 2), (96, 2), (64, 1)):
             images = [face.image for face in make_faces(count, seed=seed, size=side)]
             rows = {name: value.expand(count, -1, -1) for name, value in text.items()}
             perturb(demo_model, images, rows, LdmLoss(), settings)

@@ -65,9 +65,12 @@ def _close(a: Path, b: Path) -> None:
         assert difference.mean() < 0.01 * value.abs().mean().clamp_min(1e-6), name
 
 
-def test_two_processes_equal_one_with_twice_the_batch(torchrun: Any, stage2: Any, faces: Path, tmp_path: Path) -> None:
-    straight = torchrun(_flags(tmp_path / "straight", faces))
-    assert _finish(straight).count("LoRA after") == 1
+def test_two_processes_equal_one_with_twice_the_batch(
+    torchrun: Any, processes: Any, stage2: Any, faces: Path, tmp_path: Path
+) -> None:
+    straight = processes(lambda: main(_flags(tmp_path / "straight", faces)))
+    assert straight.wait() == [0, 0], straight.output(0)
+    assert (straight.output(0) + straight.output(1)).count("LoRA after") == 1
     rows = (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == STEPS
     assert not list((tmp_path / "straight").rglob(".*"))
@@ -88,7 +91,7 @@ def test_two_processes_equal_one_with_twice_the_batch(torchrun: Any, stage2: Any
     assert error.count("Go on with:") == 1
     printed = shlex.split(error.split("Go on with:")[1].strip().splitlines()[0])
     assert printed[:5] == ["torchrun", "--nproc_per_node", "2", "-m", "lordfast.cli.main"]
-    _finish(torchrun(printed[5:]))
+    assert _finish(torchrun(printed[5:])).count("LoRA after") == 1
     for name in (LORA, "metrics.jsonl"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
