@@ -96,6 +96,10 @@ def lord_backward(
 
     ``needs`` says so of x, weight, bias, A, B, B', w1, b1, w2 and b2.
     """
+    return _backward(u, weight, lord_A, lord_B, w1, needs)
+
+
+def _backward(u: Shape, weight: Shape | None, lord_A: Shape, lord_B: Shape, w1: Shape, needs: Sequence[bool]) -> int:
     m, k, n, r, h = _sizes(u, lord_A, lord_B, w1)
     needs_x, needs_weight, needs_A = needs[0], needs[1], needs[3]
     needs_branches, needs_gate = any(needs[4:6]), any(needs[6:])
@@ -122,6 +126,50 @@ def lord_backward(
     return flops
 
 
+def lord_stack_forward(
+    x: Shape,
+    weight: Shape,
+    bias: Shape | None,
+    lord_A: Shape,
+    lord_B: Sequence[Shape],
+    lord_B_adv: Sequence[Shape],
+    w1: Sequence[Shape],
+    *rest: Any,
+    out_shape: Any = None,
+) -> int:
+    """``lordfast::lord_stack_forward``: as many layers as are stacked, a width each in the lists."""
+    return sum(b[0] * _forward(x, weight, lord_A[1:], b[1:], gate[1:]) for b, gate in zip(lord_B, w1, strict=True))
+
+
+def lord_stack_backward(
+    grad_y: Sequence[Shape],
+    grad_logit: Shape,
+    x: Shape | None,
+    gate_logit: Shape,
+    u: Shape,
+    weight: Shape,
+    lord_A: Shape,
+    lord_B: Sequence[Shape],
+    lord_B_adv: Sequence[Shape],
+    w1: Sequence[Shape],
+    b1: Shape,
+    w2: Shape,
+    b2: Shape,
+    scaling: float,
+    per_sample: bool,
+    activation: str,
+    dtype: torch.dtype,
+    needs: Sequence[bool],
+    *rest: Any,
+    out_shape: Any = None,
+) -> int:
+    """``lordfast::lord_stack_backward``: its ``needs`` leave out weight and bias, which are frozen."""
+    wanted = [needs[0], False, False, *needs[1:]]
+    return sum(
+        b[0] * _backward(u[1:], weight, lord_A[1:], b[1:], gate[1:], wanted) for b, gate in zip(lord_B, w1, strict=True)
+    )
+
+
 def pgd_step(x_adv: Shape, x_orig: Shape, grad: Shape, out: Shape, *rest: Any, out_shape: Any = None) -> int:
     """``lordfast::pgd_step``, as `costs.pgd_step`."""
     norm = rest[4]
@@ -143,6 +191,8 @@ def _register() -> None:
         torch.ops.lordfast.lord_forward: lord_forward,
         torch.ops.lordfast.lord_qkv_forward: lord_qkv_forward,
         torch.ops.lordfast.lord_backward: lord_backward,
+        torch.ops.lordfast.lord_stack_forward: lord_stack_forward,
+        torch.ops.lordfast.lord_stack_backward: lord_stack_backward,
         torch.ops.lordfast.pgd_step: pgd_step,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,

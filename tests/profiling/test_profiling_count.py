@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lordfast.adapter import LordConfig
 from lordfast.diffusion import LatentDiffusion
+from lordfast.diffusion.fusion import optimize
 from lordfast.ops import Gate, lord_delta, lord_linear, lord_qkv, pgd_step
 from lordfast.ops.qkv import Projection
 from lordfast.profiling import costs
@@ -217,3 +218,22 @@ def test_utilisation_is_a_share_of_the_measured_rate() -> None:
         mfu(1, 1, ceilings, "bf16")
     with pytest.raises(ValueError, match="seconds"):
         mfu(1, 0, ceilings, "fp32")
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_projections_computed_together_have_the_flops_of_the_single_ones(
+    demo_model: LatentDiffusion, trained: bool
+) -> None:
+    demo_model.unet.add_adapter(LordConfig(r=2, lord_alpha=2, init_weights=False), adapter_name="lord")
+    if not trained:
+        demo_model.unet.requires_grad_(False)
+    latents = torch.zeros(1, 4, 16, 16, requires_grad=True)
+    text = demo_model.embed(["a face"])
+
+    def step() -> None:
+        demo_model.predict(latents, torch.tensor([9]), text).sum().backward()
+
+    single = count_flops(step)
+    optimize(demo_model)
+    together = count_flops(step)
+    assert (together.forward, together.backward) == (single.forward, single.backward)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lordfast.adapter.kohya import is_transformer
 from lordfast.diffusion import LatentDiffusion, load_model
 from lordfast.diffusion.random_model import random_model
 from lordfast.report.profile.config import ProfileConfig
@@ -26,5 +27,5 @@ def open_model(config: ProfileConfig) -> LatentDiffusion:
 
 def parts_of(model: LatentDiffusion) -> dict[str, nn.Module]:
     """The parts of a model that compute something, by the names of diffusers' pipelines."""
-    denoiser = "transformer" if "Transformer" in type(model.unet).__name__ else "unet"
+    denoiser = "transformer" if is_transformer(model.unet) else "unet"
     return {denoiser: model.unet, "vae": model.vae, **model.text_encoders}
