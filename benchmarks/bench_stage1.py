@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from whole_steps import Variant, WholeConfig, measure_steps, run_models, sharing_copy
 
 from lordfast.adapter import LordConfig
-from lordfast.adapter.control import lord_layers
 from lordfast.attacks.budget import Budget
 from lordfast.attacks.engine import PgdSettings, perturb
 from lordfast.attacks.pgd import LdmLoss
@@ -28,6 +27,7 @@ from lordfast.profiling.baselines import eager_lord
 from lordfast.profiling.ceilings import Ceilings
 from lordfast.profiling.machine import device_key, find_device, threads
 from lordfast.profiling.session import script
+from lordfast.profiling.unet import lord_gradients, shrink
 from lordfast.training.loop import Objective
 from lordfast.training.lora import TARGETS, LoraObjective, add_lora
 
@@ -71,13 +71,8 @@ class Step:
 
     def gradients(self) -> dict[str, Tensor]:
         """The loss and LoRD's gradients, named "kind/layer"."""
-        found = {"loss": self.backward().detach().clone()}
-        for path, layer in lord_layers(self.objective.unet).items():
-            for name, parameter in layer.parameters_of("lord").items():
-                kind = name if name in ("lord_A", "lord_B", "lord_B_adv") else name.removeprefix("lord_")
-                if parameter.grad is not None:
-                    found[f"{kind}/{path}"] = parameter.grad.clone()
-        return found
+        loss = self.backward().detach().clone()
+        return {"loss": loss, **lord_gradients(self.objective.unet, "lord")}
 
 
 def random_batch(model: LatentDiffusion, batch: int, seed: int) -> dict[str, Any]:
@@ -100,9 +95,7 @@ def with_lord(model: LatentDiffusion, config: Config, prepare: Prepare) -> Laten
     torch.manual_seed(config.seed)
     lord = LordConfig(r=config.r, lord_alpha=8 * config.r, gate_hidden=config.gate_hidden, init_weights=False)
     own.unet.add_adapter(lord, adapter_name="lord")
-    for layer in lord_layers(own.unet).values():
-        for name in ("lord_B", "lord_B_adv"):
-            layer.parameters_of("lord")[name].data.div_(32)
+    shrink(own.unet, "lord")
     prepare(own)
     return own
 
@@ -171,9 +164,6 @@ def _exact(model: LatentDiffusion, batch: dict[str, Any], config: Config) -> dic
     own = with_lord(model, config, lambda _: None)
     wide = copy.copy(own)
     wide.unet = copy.deepcopy(own.unet).double()
-    for layer in lord_layers(wide.unet).values():
-        for parameter in layer.parameters_of("lord").values():
-            parameter.data = parameter.data.double()
     wide.dtype = torch.float64
     # In float64 attention keeps its whole matrices for the backward pass.
     wide.unet.enable_gradient_checkpointing()

@@ -80,7 +80,7 @@ def _cuda(device: torch.device) -> list[torch.device]:
 
 
 @torch.no_grad()
-def shrink(lord: nn.Module) -> None:
+def shrink(lord: nn.Module, adapter: str = "bench") -> None:
     """Make a random LoRD's branches a tenth of the base's outputs or so.
 
     At full size they make a random UNet chaotic: rounding errors grow until gradients are nothing but error, and a
@@ -88,7 +88,19 @@ def shrink(lord: nn.Module) -> None:
     """
     for layer in lord_layers(lord).values():
         for name in ("lord_B", "lord_B_adv"):
-            layer.parameters_of("bench")[name].div_(32)
+            layer.parameters_of(adapter)[name].div_(32)
+
+
+def lord_gradients(lord: nn.Module, adapter: str = "bench") -> Outputs:
+    """The gradients that LoRD's parameters have, as "kind/layer"."""
+    found = {}
+    for path, layer in lord_layers(lord).items():
+        for name, parameter in layer.parameters_of(adapter).items():
+            # The gate's parameters go by their names there, w1 and not lord_w1.
+            kind = name if name in ("lord_A", "lord_B", "lord_B_adv") else name.removeprefix("lord_")
+            if parameter.grad is not None:
+                found[f"{kind}/{path}"] = parameter.grad.detach().clone()
+    return found
 
 
 class Stepper:
@@ -126,12 +138,8 @@ class Stepper:
     def gradients(self, s: UnetSet) -> Outputs:
         """Prediction and every gradient, as "kind/layer"."""
         outputs = {**self.backward(s), "latents": s.latents.grad}
-        for path, layer in lord_layers(self.model).items():
-            for name, parameter in layer.parameters_of("bench").items():
-                # The gate's parameters go by their names there, w1 and not lord_w1.
-                kind = name if name in ("lord_A", "lord_B", "lord_B_adv") else name.removeprefix("lord_")
-                outputs[f"{kind}/{path}"] = parameter.grad
-        return {name: t.detach().clone() for name, t in outputs.items() if t is not None}
+        own = {name: t.detach().clone() for name, t in outputs.items() if t is not None}
+        return {**own, **lord_gradients(self.model)}
 
 
 def make_sets(unet: Any, options: UnetOptions, dtype: torch.dtype, count: int) -> list[UnetSet]:
