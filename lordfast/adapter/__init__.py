@@ -5,7 +5,7 @@ Everything above (``diffusion``, ``training``, ``defense``, ...) may import it.
 """
 
 from lordfast.adapter.config import LordConfig
-from lordfast.adapter.control import freeze_lord, lord_disabled, remove_lord, unfreeze_lord
+from lordfast.adapter.control import freeze_lord, lord_disabled, override_lambda, remove_lord, unfreeze_lord
 from lordfast.adapter.gates import collect_gates, detection_loss, sees_image
 from lordfast.adapter.layer import LordLayer, LordLinear
 from lordfast.adapter.lora_export import save_lora
@@ -25,6 +25,7 @@ __all__ = [
     "freeze_lord",
     "load_lord",
     "lord_disabled",
+    "override_lambda",
     "remove_lord",
     "save_lora",
     "save_lord",

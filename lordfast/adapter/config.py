@@ -11,6 +11,8 @@ from peft import PeftConfig, PeftType
 DEFAULT_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 ACTIVATIONS = ("relu", "silu", "gelu")
 GRANULARITIES = ("token", "sample")
+GATE_INPUTS = ("branch", "down", "input")
+GATE_NORMS = ("none", "layer", "rms")
 
 
 def ensure_lord_peft_type() -> PeftType:
@@ -46,6 +48,11 @@ class LordConfig(PeftConfig):
         gate_activation: ``"relu"``, ``"silu"`` or ``"gelu"``.
         gate_granularity: ``"token"``: one lambda per token, Eq. 4 read literally. ``"sample"``: the logit is averaged
             over a sample's tokens, so all of them share one lambda.
+        gate_input: What the gate reads. ``"branch"``: s B u, Eq. 4. ``"down"``: u = A x. ``"input"``: the layer's x.
+        gate_norm: ``"none"``, Eq. 4; ``"layer"`` or ``"rms"`` normalise the gate's input token by token, without
+            trainable numbers.
+        gate_timestep: The gate also knows the diffusion timestep, which is embedded and added in its hidden layer.
+        gate_temperature: T in lambda = sigmoid(logit / T), positive.
         gate_init_bias: Start value of the gate's last bias; lambda starts near its sigmoid (0.5 at 0).
         init_weights: True starts with B = B' = 0: injecting LoRD changes no output bit. False draws them at random,
             for tests that need an adapter that does something.
@@ -66,6 +73,10 @@ class LordConfig(PeftConfig):
     gate_hidden: int = field(default=16, metadata={"help": "Width of the gate's hidden layer."})
     gate_activation: str = field(default="silu", metadata={"help": "relu, silu or gelu."})
     gate_granularity: str = field(default="token", metadata={"help": "token or sample."})
+    gate_input: str = field(default="branch", metadata={"help": "branch (s B u), down (A x) or input (x)."})
+    gate_norm: str = field(default="none", metadata={"help": "none, layer or rms: of the gate's input, by token."})
+    gate_timestep: bool = field(default=False, metadata={"help": "True: the gate knows the diffusion timestep."})
+    gate_temperature: float = field(default=1.0, metadata={"help": "lambda = sigmoid(logit / temperature)."})
     gate_init_bias: float = field(default=0.0, metadata={"help": "Start value of the gate's last bias."})
     init_weights: bool = field(default=True, metadata={"help": "True: B = B' = 0, an exact no-op at the start."})
 
@@ -78,10 +89,16 @@ class LordConfig(PeftConfig):
         _check_number("gate_init_bias", self.gate_init_bias)
         if self.lord_alpha <= 0:
             raise ValueError(f"lord_alpha must be positive, got {self.lord_alpha}")
-        if not isinstance(self.init_weights, bool):
-            raise TypeError(f"init_weights must be True or False, got {self.init_weights!r}")
+        _check_number("gate_temperature", self.gate_temperature)
+        if self.gate_temperature <= 0:
+            raise ValueError(f"gate_temperature must be positive, got {self.gate_temperature}")
+        for name in ("init_weights", "gate_timestep"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         _check_choice("gate_activation", self.gate_activation, ACTIVATIONS)
         _check_choice("gate_granularity", self.gate_granularity, GRANULARITIES)
+        _check_choice("gate_input", self.gate_input, GATE_INPUTS)
+        _check_choice("gate_norm", self.gate_norm, GATE_NORMS)
         self.target_modules = _names("target_modules", self.target_modules)
         if self.exclude_modules is not None:
             self.exclude_modules = _names("exclude_modules", self.exclude_modules)
@@ -91,9 +108,19 @@ class LordConfig(PeftConfig):
         """s = lord_alpha / r."""
         return self.lord_alpha / self.r
 
+    @property
+    def has_papers_gate(self) -> bool:
+        """Whether the gate reads what Eq. 4 says and nothing else, which is what the fused kernels compute."""
+        return (self.gate_input, self.gate_norm, self.gate_timestep) == ("branch", "none", False)
+
     def to_record(self) -> dict[str, Any]:
-        """LoRD's own fields as plain JSON values (what ``save_lord`` stores)."""
+        """LoRD's own fields as plain JSON values (what ``save_lord`` stores).
+
+        The gate's later options are left out where they are the paper's: such a file is the one that versions without
+        them write, and read.
+        """
         record = {name: getattr(self, name) for name in _record_fields()}
+        record = {name: value for name, value in record.items() if _LATER.get(name, _ABSENT) != value}
         # PEFT may have put a set in place of a long list of names, or of "all-linear".
         return {name: sorted(value) if isinstance(value, set) else value for name, value in record.items()}
 
@@ -102,15 +129,21 @@ class LordConfig(PeftConfig):
         """The inverse of :meth:`to_record`.
 
         Raises:
-            ValueError: if the record has fields that this version does not know, or lacks some.
+            ValueError: if the record has fields that this version does not know, or lacks some that all versions write.
         """
         expected, came = set(_record_fields()), set(record)
-        if expected != came:
+        unknown, missing = came - expected, expected - came - set(_LATER)
+        if unknown or missing:
             raise ValueError(
                 f"the stored LoRD config does not fit this version of lordfast: unknown fields "
-                f"{sorted(came - expected)}, missing fields {sorted(expected - came)}"
+                f"{sorted(unknown)}, missing fields {sorted(missing)}"
             )
         return cls(**record)
+
+
+_LATER = {"gate_input": "branch", "gate_norm": "none", "gate_timestep": False, "gate_temperature": 1.0}
+"""Fields that the first files did not have, and what they mean there: the paper's gate."""
+_ABSENT = object()
 
 
 def _record_fields() -> list[str]:

@@ -13,6 +13,7 @@ from torch import nn
 from lordfast.adapter.config import LordConfig
 from lordfast.adapter.guards import remove_guards
 from lordfast.adapter.layer import LordLayer
+from lordfast.adapter.timestep import remove_clock
 
 # What wrappers (PEFT layers, torch.compile, checkpoint wrappers, FSDP) put into a module's path.
 _WRAPPER_PARTS = frozenset({"base_layer", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
@@ -104,6 +105,46 @@ def lord_disabled(module: Any) -> Iterator[None]:
             layer.lord_enabled = enabled
 
 
+class override_lambda:  # noqa: N801 - it is called like a function
+    """Set lambda in every LoRD layer of a model, in place of what the gates say; as a context, until it ends.
+
+    ::
+
+        lordfast.override_lambda(pipe, 0)            # from now on the clean branch alone: W + s B A
+        lordfast.override_lambda(pipe, None)         # the gates decide again
+        with lordfast.override_lambda(unet, 1.0):    # W + s (B + B') A, in here
+            ...
+
+    The gates are still computed where ``collect_gates`` reads their logits. A loss under gradient checkpointing needs
+    the context open until after its backward pass, which computes the layers again.
+
+    Args:
+        module: a model or a pipeline with LoRD; layers that get LoRD later are not concerned.
+        value: lambda, from 0 to 1, or None for the gates' own.
+
+    Raises:
+        TypeError: the value is no number.
+        ValueError: it is not within [0, 1], or the model has no LoRD.
+    """
+
+    def __init__(self, module: Any, value: float | None) -> None:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(f"value must be a number from 0 to 1, or None, got {value!r} of type {type(value).__name__}")
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"value must lie within [0, 1], got {value}")
+        layers = {id(layer): layer for layer, _ in _chosen(module, None)}.values()
+        self._before = [(layer, layer.lord_lambda) for layer in layers]
+        for layer in layers:
+            layer.lord_lambda = None if value is None else float(value)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: Any) -> None:
+        for layer, value in self._before:
+            layer.lord_lambda = value
+
+
 def remove_lord(module: Any, adapter_name: str | None = None) -> None:
     """Take LoRD out of a model in place; LoRAs around it stay, and the layers are the bare ones again.
 
@@ -131,8 +172,11 @@ def remove_lord(module: Any, adapter_name: str | None = None) -> None:
         # A property (PeftModel) or a forwarded attribute (BaseTuner) leads to the same dict: only holders count.
         if "peft_config" in owner.__dict__:
             _forget_configs(owner, adapter_name)
-        if not lord_layers(owner):
+        inside = lord_layers(owner).values()
+        if not inside:
             remove_guards(owner)
+        if not any(config.gate_timestep for layer in inside for config in layer.lord_config.values()):
+            remove_clock(owner)
 
 
 def _forget_configs(owner: nn.Module, adapter_name: str | None) -> None:

@@ -24,6 +24,10 @@ _BLIND = re.compile(
 _JOINT_SEEING = re.compile(r"transformer_blocks\.(0*[1-9]\d*\.attn\.add_[qkv]_proj|\d+\.attn2\.to_[kv])")
 
 
+DET_LAYERS = ("mean", "pooled")
+DET_TOKENS = ("token", "sample")
+
+
 class GateLogits(Mapping[str, Tensor]):
     """{layer name: raw gate logits} of the layers that ran, attached to the graph.
 
@@ -109,24 +113,41 @@ def sees_image(name: str) -> bool:
 
 
 def detection_loss(
-    gates: Mapping[str, Tensor], labels: Tensor, *, include: Callable[[str], bool] = sees_image
+    gates: Mapping[str, Tensor],
+    labels: Tensor,
+    *,
+    include: Callable[[str], bool] = sees_image,
+    det_layers: str = "mean",
+    det_tokens: str = "token",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The detection loss (Eq. 7): the gates shall tell perturbed images from clean ones.
 
-    The mean over the layers of the binary cross-entropy with logits, itself averaged over samples and tokens.
+    With the logits g_l(b, i) of layer l, sample b, token i, and BCE(g, y) the binary cross-entropy with logits:
+
+        mean, token (Eq. 7):  mean_l mean_b w_b mean_i BCE(g_l(b, i), y_b)
+        mean, sample:         mean_l mean_b w_b BCE(mean_i g_l(b, i), y_b)
+        pooled:               mean_b w_b BCE(mean_l mean_i g_l(b, i), y_b)
 
     Args:
         gates: {layer name: logits} as ``collect_gates`` gives them; (B,) or (B, tokens...), any float dtype.
         labels: (B,), 0 for clean and 1 for perturbed; bool, integer or float.
         include: which layers count, by name; the default leaves out those that see only the text.
+        det_layers: ``"mean"``, every layer decides for itself; ``"pooled"``, all of them together: the mean of their
+            logits counts, which is one of samples, as layers differ in their tokens.
+        det_tokens: ``"token"``, every token decides for itself; ``"sample"``, a sample's tokens together.
+        weights: w, (B,), how much each sample counts; None for 1.
 
     Returns:
         A scalar, fp32.
 
     Raises:
         TypeError, ValueError: if labels are no (B,) tensor within [0, 1] (their values are looked at on a CPU only),
-            if no layer counts, or if a layer's batch is not B.
+            if weights are no (B,) tensor, if no layer counts, if a layer's batch is not B, or for an unknown reduction.
     """
+    for argument, value, known in (("det_layers", det_layers, DET_LAYERS), ("det_tokens", det_tokens, DET_TOKENS)):
+        if value not in known:
+            raise ValueError(f"{argument} must be one of {', '.join(known)}, got {value!r}")
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a tensor of shape (B,), got {type(labels).__name__}")
     if labels.ndim != 1 or labels.numel() == 0:
@@ -140,16 +161,34 @@ def detection_loss(
             f"gates holds no layer that counts, out of {len(gates)}: collect_gates must be open around the forward "
             "pass, and the adapter must target layers that see the image"
         )
-    losses = [_layer_loss(name, gates[name], labels) for name in names]
-    return torch.stack(losses).mean()
+    if weights is not None and (not isinstance(weights, Tensor) or weights.shape != labels.shape):
+        came = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(f"weights must be a tensor of labels' shape {tuple(labels.shape)}, got {came}")
+    logits = [_checked(name, gates[name], labels) for name in names]
+    if det_tokens == "sample" or det_layers == "pooled":
+        logits = [_of_samples(logit) for logit in logits]
+    if det_layers == "pooled":
+        logits = [torch.stack(logits).mean(0)]
+    return torch.stack([_layer_loss(logit, labels, weights) for logit in logits]).mean()
 
 
-def _layer_loss(name: str, logit: Tensor, labels: Tensor) -> Tensor:
+def _checked(name: str, logit: Tensor, labels: Tensor) -> Tensor:
     if logit.ndim == 0 or logit.shape[0] != labels.shape[0]:
         raise ValueError(
             f"gate logits of layer {name} have shape {tuple(logit.shape)}, expected ({labels.shape[0]}, ...): "
             f"labels has {labels.shape[0]} entries"
         )
-    target = labels.to(device=logit.device, dtype=torch.float32)
-    target = target.reshape(-1, *(1,) * (logit.ndim - 1)).expand(logit.shape)
-    return F.binary_cross_entropy_with_logits(logit.float(), target)
+    return logit.float()
+
+
+def _of_samples(logit: Tensor) -> Tensor:
+    """(B, tokens...) -> (B,), the mean over the tokens."""
+    return logit.flatten(1).mean(1) if logit.ndim > 1 else logit
+
+
+def _layer_loss(logit: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    def spread(of_samples: Tensor) -> Tensor:
+        of_samples = of_samples.to(device=logit.device, dtype=torch.float32)
+        return of_samples.reshape(-1, *(1,) * (logit.ndim - 1)).expand(logit.shape)
+
+    return F.binary_cross_entropy_with_logits(logit, spread(labels), None if weights is None else spread(weights))

@@ -11,10 +11,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lordfast.adapter.config import LordConfig
+from lordfast.adapter.gate_paths import Parts, composite_delta
 from lordfast.adapter.init import init_lord_parameters
+from lordfast.adapter.timestep import WIDTH, Clock
 from lordfast.ops import Gate, Projection, lord_delta, lord_linear
 
-PARAMETER_DICTS = ("lord_A", "lord_B", "lord_B_adv", "lord_w1", "lord_b1", "lord_w2", "lord_b2")
+# Every adapter has these,
+_COMMON = ("lord_A", "lord_B", "lord_B_adv", "lord_w1", "lord_b1", "lord_w2", "lord_b2")
+# and this one those whose gate knows the timestep.
+PARAMETER_DICTS = (*_COMMON, "lord_wt")
 
 
 class LordLayer(BaseTunerLayer):
@@ -28,8 +33,11 @@ class LordLayer(BaseTunerLayer):
 
     Attributes:
         lord_A: (r, K) per adapter. ``lord_B``, ``lord_B_adv``: (N, r).
-        lord_w1, lord_b1, lord_w2, lord_b2: the gate, (H, N), (H,), (H,), ().
+        lord_w1, lord_b1, lord_w2, lord_b2: the gate, (H, N), (H,), (H,), (). w1 is (H, r) for a gate that reads A x, and
+            (H, K) for one that reads x.
+        lord_wt: (H, D), what a gate that knows the timestep makes of its embedding; other gates have none.
         lord_config: the LordConfig per adapter.
+        lord_lambda: lambda as ``override_lambda`` set it; None leaves it to the gate.
         base_edits: how often LoRAs may have been folded into the base weight or out of it. PEFT does that through
             ``.data``, which leaves no trace on the weight's version.
     """
@@ -42,6 +50,7 @@ class LordLayer(BaseTunerLayer):
     lord_b1: nn.ParameterDict
     lord_w2: nn.ParameterDict
     lord_b2: nn.ParameterDict
+    lord_wt: nn.ParameterDict
 
     adapter_layer_names: tuple[str, ...] = PARAMETER_DICTS
     other_param_names: tuple[str, ...] = ("lord_config",)
@@ -55,6 +64,8 @@ class LordLayer(BaseTunerLayer):
         self.lord_config: dict[str, LordConfig] = {}
         self.lord_frozen: set[str] = set()
         self.lord_enabled = True
+        self.lord_lambda: float | None = None
+        self.lord_clock: Clock | None = None
         self.merged_adapters = []
         self.base_edits = 0
         self._active_adapter = []
@@ -85,7 +96,7 @@ class LordLayer(BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: LordConfig) -> None:
         """Add the parameters of one adapter: fp32 whatever the base's dtype, on the base's device."""
         device = self.base_device()
-        shapes = lord_shapes(self.in_features, self.out_features, config.r, config.gate_hidden)
+        shapes = lord_shapes(self.in_features, self.out_features, config)
         for name, shape in shapes.items():
             getattr(self, name)[adapter_name] = nn.Parameter(torch.empty(shape, dtype=torch.float32, device=device))
         self.lord_config[adapter_name] = config
@@ -93,8 +104,9 @@ class LordLayer(BaseTunerLayer):
         init_lord_parameters(self.parameters_of(adapter_name), config)
 
     def parameters_of(self, adapter_name: str) -> dict[str, nn.Parameter]:
-        """The seven parameters of one adapter by their short names (``lord_A``, ...)."""
-        return {name: getattr(self, name)[adapter_name] for name in PARAMETER_DICTS}
+        """The parameters of one adapter by their short names (``lord_A``, ...)."""
+        dicts = {name: getattr(self, name) for name in PARAMETER_DICTS}
+        return {name: values[adapter_name] for name, values in dicts.items() if adapter_name in values}
 
     def base_device(self) -> torch.device | None:
         """Where the base layer's weight is, None for a base without one."""
@@ -134,8 +146,9 @@ class LordLayer(BaseTunerLayer):
         """Forget one LoRD adapter; other names are other layers' business. Another one becomes active, if any."""
         if adapter_name not in self.lord_config:
             return
-        for name in (*PARAMETER_DICTS, "lord_config"):
+        for name in self.parameters_of(adapter_name):
             del getattr(self, name)[adapter_name]
+        del self.lord_config[adapter_name]
         self.lord_frozen.discard(adapter_name)
         if self._active_adapter == [adapter_name]:
             self._active_adapter = sorted(self.lord_config)[:1]
@@ -192,7 +205,8 @@ class LordLinear(nn.Module, LordLayer):
     """A linear layer with LoRD: y = x W^T + b + s u B^T + lambda (s u B'^T), u = x A^T (Eq. 5).
 
     x is (..., K), y is (..., N) in x's dtype (autocast's under autocast). A plain ``nn.Linear`` inside goes through
-    the fused ``lord_linear``; anything else (quantised, offloaded, hooked) is called, and ``lord_delta`` is added.
+    the fused ``lord_linear``; anything else (quantised, offloaded, hooked) is called, and ``lord_delta`` is added. Gates
+    other than the paper's, and a lambda that is set from outside, are computed by ``composite_delta``.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LordConfig) -> None:
@@ -214,13 +228,30 @@ class LordLinear(nn.Module, LordLayer):
         else:
             y, logit = self._forward_lord(name, x, *args, **kwargs)
         for sink in self._gate_sinks:
+            assert logit is not None
             sink.append(logit)
         return y
 
-    def _forward_lord(self, name: str, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    @property
+    def is_fused(self) -> bool:
+        """Whether the operations compute what this layer is to compute: the paper's gate, and a lambda of its own."""
+        return self.lord_lambda is None and self.lord_config[self._active_adapter[0]].has_papers_gate
+
+    def _forward_lord(self, name: str, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         config = self.lord_config[name]
-        how: dict[str, Any] = {"granularity": config.gate_granularity, "activation": config.gate_activation}
         inner = as_computed(x)
+        if not self.is_fused:
+            y = self.base_layer(x, *args, **kwargs)
+            delta, wanted_logit = composite_delta(
+                inner,
+                self._parts(name),
+                config,
+                None if self.lord_clock is None else self.lord_clock.embedding,
+                value=self.lord_lambda,
+                wants_logit=bool(self._gate_sinks),
+            )
+            return y + delta.to(y.dtype), wanted_logit
+        how: dict[str, Any] = {"granularity": config.gate_granularity, "activation": config.gate_activation}
         if is_plain_linear(self.base_layer):
             return lord_linear(inner, *self.projection(name, inner.dtype), config.scaling, **how)
         y = self.base_layer(x, *args, **kwargs)
@@ -228,11 +259,19 @@ class LordLinear(nn.Module, LordLayer):
         return y + delta.to(y.dtype), logit
 
     def branches(self, name: str) -> tuple[Tensor, Tensor, Tensor, Gate]:
-        """A, B, B' and the gate of one adapter, as the operations take them."""
+        """A, B, B' and the gate of one adapter, as the operations take them: the temperature is part of w2 and b2."""
         # Past the attribute look-ups of Module and ParameterDict, which are a tenth of a small layer's time.
         own: Any = self._modules
-        a, b, b_adv, *gate = [own[parameters]._parameters[name] for parameters in PARAMETER_DICTS]
-        return a, b, b_adv, Gate(*gate)
+        a, b, b_adv, w1, b1, w2, b2 = [own[parameters]._parameters[name] for parameters in _COMMON]
+        temperature = self.lord_config[name].gate_temperature
+        if temperature != 1:
+            w2, b2 = w2 / temperature, b2 / temperature
+        return a, b, b_adv, Gate(w1, b1, w2, b2)
+
+    def _parts(self, name: str) -> Parts:
+        own = self.parameters_of(name)
+        a, b, b_adv, *gate = [own[parameter] for parameter in _COMMON]
+        return Parts(a, b, b_adv, Gate(*gate), own.get("lord_wt"))
 
     def projection(self, name: str, dtype: torch.dtype) -> Projection:
         """One adapter with its plain base, which is cast where autocast computes in another dtype than it has."""
@@ -259,11 +298,12 @@ class LordLinear(nn.Module, LordLayer):
         return {**self.__dict__, "_gate_sinks": []}
 
 
-def lord_shapes(in_features: int, out_features: int, r: int, gate_hidden: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of one adapter's seven parameters on a (K -> N) layer."""
-    k, n, h = in_features, out_features, gate_hidden
-    shapes = ((r, k), (n, r), (n, r), (h, n), (h,), (h,), ())
-    return dict(zip(PARAMETER_DICTS, shapes, strict=True))
+def lord_shapes(in_features: int, out_features: int, config: LordConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of one adapter's parameters on a (K -> N) layer."""
+    k, n, r, h = in_features, out_features, config.r, config.gate_hidden
+    read = {"branch": n, "down": r, "input": k}[config.gate_input]
+    shapes = dict(zip(_COMMON, ((r, k), (n, r), (n, r), (h, read), (h,), (h,), ()), strict=True))
+    return {**shapes, "lord_wt": (h, WIDTH)} if config.gate_timestep else shapes
 
 
 def as_computed(x: Tensor) -> Tensor:
@@ -296,7 +336,7 @@ def is_plain_linear(module: nn.Module) -> bool:
 def _onloaded(layer: LordLinear) -> Iterator[None]:
     """Bring parameters home that accelerate keeps elsewhere: it hooks forward, and a ParameterDict is never called."""
     dicts = [getattr(layer, name) for name in PARAMETER_DICTS]
-    hooks = [(module, module._hf_hook) for module in dicts]
+    hooks = [(module, module._hf_hook) for module in dicts if hasattr(module, "_hf_hook")]
     for module, hook in hooks:
         hook.pre_forward(module)
     try:

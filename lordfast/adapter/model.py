@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lordfast.adapter.config import LordConfig
 from lordfast.adapter.guards import AdapterConfigs, add_guards, remove_guards
 from lordfast.adapter.layer import LordLayer, LordLinear
+from lordfast.adapter.timestep import check_clock, clock_of, remove_clock
 
 
 class LordModel(BaseTuner):
@@ -33,6 +34,8 @@ class LordModel(BaseTuner):
         check_adapter_name(model, adapter_name)
         config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
         self._check_targets(model, config)
+        if getattr(config, "gate_timestep", False):
+            check_clock(model)
         with warnings.catch_warnings():
             # PEFT warns of every further adapter; that there are others is what LoRD is made for.
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
@@ -40,6 +43,11 @@ class LordModel(BaseTuner):
         self.peft_config = AdapterConfigs(self.peft_config)
         self.model.peft_config = self.peft_config
         add_guards(model)
+        if getattr(config, "gate_timestep", False):
+            clock = clock_of(model)
+            for module in model.modules():
+                if isinstance(module, LordLayer) and adapter_name in module.lord_config:
+                    module.lord_clock = clock
 
     def _check_targets(self, model: nn.Module, config: Any) -> None:
         """Everything that can be wrong with the layers, before the first one is touched."""
@@ -110,6 +118,7 @@ class LordModel(BaseTuner):
         """The base model without any PEFT layer."""
         model = super().unload()
         remove_guards(self.model)
+        remove_clock(self.model)
         return model
 
     @classmethod

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lordfast.adapter.config import LordConfig
 from lordfast.adapter.control import denoiser_of, freeze_lord, layer_name, lord_layers, remove_lord
-from lordfast.adapter.layer import PARAMETER_DICTS, lord_shapes
+from lordfast.adapter.layer import lord_shapes
 from lordfast.adapter.model import LordModel, check_adapter_name
 from lordfast.files import write_atomic
 
@@ -102,7 +102,7 @@ def load_lord(
             warnings.filterwarnings("ignore", message="You have passed exclude_modules")
             inject_adapter_in_model(config, model, adapter_name, low_cpu_mem_usage=True, state_dict=tensors)
         for name, layer in lord_layers(model).items():
-            for short in PARAMETER_DICTS if adapter_name in layer.lord_config else ():
+            for short in layer.parameters_of(adapter_name):
                 value = tensors[f"{name}.{short}"].to(layer.base_device()).float()
                 getattr(layer, short)[adapter_name] = nn.Parameter(value, requires_grad=trainable)
     except BaseException:
@@ -152,7 +152,7 @@ def _check_fit(model: nn.Module, config: LordConfig, tensors: dict[str, Tensor],
         features = getattr(module, "in_features", None), getattr(module, "out_features", None)
         if None in features:
             raise ValueError(f"{path} does not fit the model: layer {name} is a {type(module).__name__}, not linear")
-        expected = lord_shapes(*features, config.r, config.gate_hidden)  # type: ignore[arg-type]
+        expected = lord_shapes(*features, config)  # type: ignore[arg-type]
         for short in {**expected, **shapes}:
             came, needed = shapes.get(short, "none"), expected.get(short, "none")
             if came != needed:

@@ -17,7 +17,8 @@ def takes_result(module: Any) -> LordLinear | None:
     Only where the call ``module(x)`` reaches it with the same x, and changes nothing on the way: then what it would
     compute may be computed before, and handed down as ``module(x, lord_result=(y, logit))``. Not so under other
     adapters than PEFT's ordinary ``lora.Linear`` (DoRA is one of its variants), where LoRAs are folded into the base
-    weight (a switched-off one unfolds itself in its forward), where hooks see the input, and for offloading.
+    weight (a switched-off one unfolds itself in its forward), where hooks see the input, and for offloading; nor for
+    what the operations can't compute, another gate than the paper's or a lambda that is set from outside.
     """
     while type(module) is LoraLinear:
         if module.merged_adapters or _sees_input(module):
@@ -25,7 +26,7 @@ def takes_result(module: Any) -> LordLinear | None:
         module = module._modules["base_layer"]
     if type(module) is not LordLinear or not module.lord_enabled or not module._active_adapter or _sees_input(module):
         return None
-    if "_hf_hook" in module._modules["lord_A"].__dict__:  # type: ignore[union-attr]
+    if not module.is_fused or "_hf_hook" in module._modules["lord_A"].__dict__:  # type: ignore[union-attr]
         return None
     return module if is_plain_linear(module._modules["base_layer"]) else None  # type: ignore[arg-type]
 

@@ -295,8 +295,7 @@ def _tensors(member: Member) -> list[Tensor]:
     own = [base.weight] if base.bias is None else [base.weight, base.bias]
     if member.lord is None:
         return own
-    a, b, b_adv, gate = member.lord.branches(member.lord._active_adapter[0])
-    return [*own, a, b, b_adv, *gate]
+    return [*own, *member.lord.parameters_of(member.lord._active_adapter[0]).values()]
 
 
 def _fits(base: Any, text: Tensor) -> bool:
