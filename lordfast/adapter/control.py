@@ -105,7 +105,7 @@ def lord_disabled(module: Any) -> Iterator[None]:
             layer.lord_enabled = enabled
 
 
-class override_lambda:  # noqa: N801 - it is called like a function
+class override_lambda:
     """Set lambda in every LoRD layer of a model, in place of what the gates say; as a context, until it ends.
 
     ::
@@ -129,7 +129,9 @@ class override_lambda:  # noqa: N801 - it is called like a function
 
     def __init__(self, module: Any, value: float | None) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise TypeError(f"value must be a number from 0 to 1, or None, got {value!r} of type {type(value).__name__}")
+            raise TypeError(
+                f"value must be a number from 0 to 1, or None, got {value!r} of type {type(value).__name__}"
+            )
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"value must lie within [0, 1], got {value}")
         layers = {id(layer): layer for layer, _ in _chosen(module, None)}.values()

@@ -17,6 +17,7 @@ autocast says, the rank-2r product in x's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from lordfast.ops import Gate
 NORM_EPS = 1e-5
 """As in torch's layer norm. At B = 0, where training starts, a normalised branch is 0 and its slope 1 / sqrt(eps)."""
 
-_ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
 
 class Parts(NamedTuple):
@@ -69,23 +70,25 @@ def composite_delta(
     dt = torch.float64 if x.dtype == torch.float64 else torch.float32
     # Autocast would round u and the gate.
     with torch.autocast(x.device.type, enabled=False):
-        parts = Parts(*(t.to(dt) for t in parts[:3]), Gate(*(t.to(dt) for t in parts.gate)), parts.lord_wt)
+        a, b, b_adv = (t.to(dt) for t in parts[:3])
+        parts = Parts(a, b, b_adv, Gate(*(t.to(dt) for t in parts.gate)), parts.lord_wt)
         exact = x.to(dt)
-        u = exact @ parts.lord_A.mT
+        u = exact @ a.mT
         logit = gate_logit(exact, u, parts, config, embedding) if wants_logit or value is None else None
-        if value is not None or logit is None:
-            gated = u * value
-        elif config.gate_granularity == "sample":
-            gated = u * torch.sigmoid(logit).reshape(-1, *(1,) * (x.ndim - 1))
+        if value is None and logit is not None:
+            gated = u * _spread(torch.sigmoid(logit), x)
         else:
-            gated = u * torch.sigmoid(logit).unsqueeze(-1)
-        both = config.scaling * torch.cat([parts.lord_B, parts.lord_B_adv], dim=1)
+            gated = u * (value or 0.0)
+        both = config.scaling * torch.cat([b, b_adv], dim=1)
         return torch.cat([u, gated], dim=-1).to(x.dtype) @ both.to(x.dtype).mT, logit
 
 
-def gate_logit(
-    x: Tensor, u: Tensor, parts: Parts, config: LordConfig, embedding: Tensor | None
-) -> Tensor:
+def _spread(lam: Tensor, x: Tensor) -> Tensor:
+    """(...) or (batch,) -> (..., 1) or (batch, 1, ..., 1)."""
+    return lam.reshape(*lam.shape, *(1,) * (x.ndim - lam.ndim))
+
+
+def gate_logit(x: Tensor, u: Tensor, parts: Parts, config: LordConfig, embedding: Tensor | None) -> Tensor:
     """The gate before its sigmoid, of x (..., K) and u (..., r), both in the dtype that the parameters have."""
     w1, b1, w2, b2 = parts.gate
     if config.gate_input == "branch":

@@ -33,8 +33,8 @@ class LordLayer(BaseTunerLayer):
 
     Attributes:
         lord_A: (r, K) per adapter. ``lord_B``, ``lord_B_adv``: (N, r).
-        lord_w1, lord_b1, lord_w2, lord_b2: the gate, (H, N), (H,), (H,), (). w1 is (H, r) for a gate that reads A x, and
-            (H, K) for one that reads x.
+        lord_w1, lord_b1, lord_w2, lord_b2: the gate, (H, N), (H,), (H,), (). w1 is (H, r) for a gate that reads A x,
+            and (H, K) for one that reads x.
         lord_wt: (H, D), what a gate that knows the timestep makes of its embedding; other gates have none.
         lord_config: the LordConfig per adapter.
         lord_lambda: lambda as ``override_lambda`` set it; None leaves it to the gate.
@@ -205,8 +205,8 @@ class LordLinear(nn.Module, LordLayer):
     """A linear layer with LoRD: y = x W^T + b + s u B^T + lambda (s u B'^T), u = x A^T (Eq. 5).
 
     x is (..., K), y is (..., N) in x's dtype (autocast's under autocast). A plain ``nn.Linear`` inside goes through
-    the fused ``lord_linear``; anything else (quantised, offloaded, hooked) is called, and ``lord_delta`` is added. Gates
-    other than the paper's, and a lambda that is set from outside, are computed by ``composite_delta``.
+    the fused ``lord_linear``; anything else (quantised, offloaded, hooked) is called, and ``lord_delta`` is added.
+    Gates other than the paper's, and a lambda that is set from outside, are computed by ``composite_delta``.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LordConfig) -> None:
@@ -220,6 +220,8 @@ class LordLinear(nn.Module, LordLayer):
         name = self.active_lord
         if name is None or not self.lord_enabled:
             return self.base_layer(x, *args, **kwargs)
+        y: Tensor
+        logit: Tensor | None
         if lord_result is not None:
             y, logit = lord_result
         elif "_hf_hook" in self.lord_A.__dict__:

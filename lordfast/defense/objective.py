@@ -13,6 +13,8 @@ from lordfast.diffusion import LatentDiffusion
 from lordfast.training.examples import LatentStore, TextStore, draw_noise
 from lordfast.training.loop import Objective
 
+DET_TIMESTEPS = ("uniform", "low")
+
 
 class PairedBatches:
     """Clean latents and the latents of their perturbed twins, with the same noise and the same timestep.
@@ -59,13 +61,32 @@ class DefenseObjective(Objective):
         lambda_adv: weight of the perturbed images' loss.
         lambda_det: weight of the detection loss, the mean over layers of BCE(clean, 0) + BCE(perturbed, 1); None
             leaves it out, for a LoRD whose gate is not trained.
+        det_layers, det_tokens: its reductions, see `detection_loss`.
+        det_timesteps: ``uniform``, every sample counts as much; ``low``, in proportion to alpha_bar_t = a_t^2, the
+            share of the signal in z_t: w_t = alpha_bar_t / mean over t of alpha_bar_t.
     """
 
-    def __init__(self, model: LatentDiffusion, *, lambda_adv: float, lambda_det: float | None) -> None:
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        *,
+        lambda_adv: float,
+        lambda_det: float | None,
+        det_layers: str = "mean",
+        det_tokens: str = "token",
+        det_timesteps: str = "uniform",
+    ) -> None:
         super().__init__()
+        if det_timesteps not in DET_TIMESTEPS:
+            raise ValueError(f"det_timesteps must be one of {', '.join(DET_TIMESTEPS)}, got {det_timesteps!r}")
         self.unet = model.unet
         self._model = model
         self._lambda_adv, self._lambda_det = lambda_adv, lambda_det
+        self._det_layers, self._det_tokens = det_layers, det_tokens
+        self._mean_alpha_bar: Tensor | None = None
+        if det_timesteps == "low":
+            times = torch.arange(model.timesteps, device=model.device)
+            self._mean_alpha_bar = model.signal_noise(times)[0].square().mean()
 
     def forward(  # type: ignore[override]
         self, *, clean: Tensor, perturbed: Tensor, noise: Tensor, timesteps: Tensor, text: dict[str, Tensor]
@@ -83,6 +104,19 @@ class DefenseObjective(Objective):
             # Made where they are used: a copy to the device would have to be waited for.
             labels = (torch.arange(2 * count, device=losses.device) >= count).float()
             # detection_loss averages over both halves of the batch; Eq. 7 adds the halves' averages.
-            found["detection"] = 2 * detection_loss(gates, labels)
+            found["detection"] = 2 * detection_loss(
+                gates,
+                labels,
+                det_layers=self._det_layers,
+                det_tokens=self._det_tokens,
+                weights=self._weights(timesteps),
+            )
             found["loss"] = found["loss"] + self._lambda_det * found["detection"]
         return found
+
+    def _weights(self, timesteps: Tensor) -> Tensor | None:
+        """w_t of the detection loss for both halves, (2B,)."""
+        if self._mean_alpha_bar is None:
+            return None
+        alpha_bar = self._model.signal_noise(timesteps)[0].square().flatten()
+        return (alpha_bar / self._mean_alpha_bar).repeat(2)

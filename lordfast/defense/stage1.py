@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from lordfast.adapter import LordConfig, save_lord, sees_image
-from lordfast.attacks.folder import Job, attack_images
-from lordfast.attacks.options import PgdOptions, TargetOptions
-from lordfast.attacks.pgd import pgd_loss
-from lordfast.attacks.protocol import AttackLoss
-from lordfast.data import ImageRecord, load_image
+from lordfast.defense.adversaries import adversaries_of, parse_adversary
 from lordfast.defense.objective import DefenseObjective, PairedBatches
+from lordfast.defense.options import AdversaryOptions, DetectionOptions, GateOptions
+from lordfast.defense.twins import Example, Refreshing, Twins, find_twins
 from lordfast.diffusion import LatentDiffusion, TensorCache, resolve_device
 from lordfast.training.examples import ImageOptions, LatentStore, TextStore, list_folder, read_images
 from lordfast.training.fsdp import FsdpOptions, shard_base, wants_fsdp
@@ -27,14 +25,20 @@ from lordfast.training.processes import make_accelerator, on_main, open_run
 from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
 from lordfast.training.speed import SpeedOptions, speed_up
-from lordfast.training.team import Team
 
 LORD_NAME = "lord"
 
 
 @dataclass(kw_only=True)
 class Stage1Config(
-    ImageOptions, TargetOptions, PgdOptions, SpeedOptions, PlacementOptions, FsdpOptions, TrainingConfig
+    ImageOptions,
+    GateOptions,
+    DetectionOptions,
+    AdversaryOptions,
+    SpeedOptions,
+    PlacementOptions,
+    FsdpOptions,
+    TrainingConfig,
 ):
     """Train a LoRD on clean images and on their perturbed twins, which are made first."""
 
@@ -53,26 +57,12 @@ class Stage1Config(
     one_branch: bool = False
     """Train A and B alone: the adversarial-training baseline that the paper calls PGD-2. B' stays zero, so the gate has
     nothing to mix in and gets no detection loss."""
-    gate_hidden: int = 16
-    """Width H of the gate."""
-    gate_activation: Literal["relu", "silu", "gelu"] = "silu"
-    """Its activation."""
-    gate_granularity: Literal["token", "sample"] = "token"
-    """One lambda a token (Eq. 4 literally), or one a sample."""
     lambda_adv: float = 2.0
     """Weight of the perturbed images' loss (Eq. 7)."""
-    lambda_det: float = 0.1
-    """Weight of the detection loss (Eq. 7)."""
     latent_sample: bool = False
     """Sample the VAE's posterior at each step instead of taking its mean."""
-    attack_batch_size: int = 8
-    """Images per forward while they are perturbed."""
     cache_dir: Path | None = None
     """Where encoded latents and texts are kept; default: $LORDFAST_CACHE or ~/.cache/lordfast."""
-    attack_steps: int = 10
-    """Iterations of the perturbation."""
-    step_size: str = "2/255"
-    """Its step in [0, 1] pixels."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -103,10 +93,14 @@ def check(config: Stage1Config) -> None:
     """Raise ValueError for a config that can't be run."""
     check_training(config)
     config.settings(config.seed)
+    for word in config.adversaries:
+        parse_adversary(word, config)
     lord_config(config)
     if config.attack_batch_size < 1:
         raise ValueError(f"attack_batch_size: expected at least 1, got {config.attack_batch_size}")
-    for name in ("lambda_adv", "lambda_det"):
+    if config.refresh_every and config.perturbed and not config.adversaries:
+        raise ValueError("refresh_every: the twins in --perturbed stay as they are; expected 0, or --adversaries too")
+    for name in ("lambda_adv", "lambda_det", "refresh_every"):
         if not getattr(config, name) >= 0:
             raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
 
@@ -127,6 +121,10 @@ def lord_config(config: Stage1Config) -> LordConfig:
         gate_hidden=config.gate_hidden,
         gate_activation=config.gate_activation,
         gate_granularity=config.gate_granularity,
+        gate_input=config.gate_input,
+        gate_norm=config.gate_norm,
+        gate_timestep=config.gate_timestep,
+        gate_temperature=float(config.gate_temperature),
     )
 
 
@@ -140,6 +138,8 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
     check(config)
     records = list_folder(config.data, "data", prompt=config.prompt, captions="required")
     accelerator = make_accelerator(config.dtype, resolve_device(config.device))
+    if config.refresh_every and accelerator.num_processes > 1:
+        raise ValueError(f"refresh_every: expected one process, got {accelerator.num_processes}; or 0")
     sharded = wants_fsdp(config, accelerator)
     finished = on_main(accelerator, lambda: RunFolder.inspect(config, "stage1"))
     if finished is not None:
@@ -164,57 +164,37 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
             "apart; expected some that see the image, such as to_q"
         )
     side = model.check_resolution(config.resolution)
-    loss = pgd_loss(config)
+    adversaries = adversaries_of(config, model)
     found = read_images(records, config, side, seed=config.seed)
+    ready = find_twins(config.perturbed, records, found, config, side)
     run = open_run(config, "stage1", accelerator)
 
     cache = TensorCache(config.cache_dir)
-    perturbed = perturb_examples(model, found, loss, config, run.path / "perturbed", accelerator, cache)
-    batches = _pairs(model, found, perturbed, cache, config)
+    twins = Twins(model, found, adversaries, ready, config, run.path / "perturbed", accelerator, cache)
+    batches = _pairs(model, found, twins.make(), cache, config)
     inject(model, config)
     placed.settle()
     recompute_if_needed(model, config, "stage1", side)
     result = train(
         DefenseObjective(
-            model, lambda_adv=config.lambda_adv, lambda_det=None if config.one_branch else config.lambda_det
+            model,
+            lambda_adv=config.lambda_adv,
+            lambda_det=None if config.one_branch else config.lambda_det,
+            det_layers=config.det_layers,
+            det_tokens=config.det_tokens,
+            det_timesteps=config.det_timesteps,
         ),
         batches,
         config,
         shard_base(model.unet, accelerator) if sharded else accelerator,
         run=run,
         description="stage 1",
+        prepare=Refreshing(twins, batches, model, config, placed.settle) if config.refresh_every else None,
     )
     if accelerator.is_main_process:
         save_lord(model.unet, run.path, LORD_NAME)
     accelerator.wait_for_everyone()
     return run.finish({**result, "examples": len(batches)})
-
-
-def perturb_examples(
-    model: LatentDiffusion,
-    found: list[tuple[ImageRecord, np.ndarray]],
-    loss: AttackLoss,
-    config: Stage1Config,
-    folder: Path,
-    accelerator: Any,
-    cache: TensorCache,
-) -> list[np.ndarray]:
-    """The perturbed twin of every example (Eq. 6), made by all processes together and kept in `folder`.
-
-    Raises:
-        ValueError: `folder` holds twins of other images; the budget changes none of them.
-        Interrupted: on Ctrl-C, with finished ones saved.
-    """
-    settings = config.settings(config.seed)
-    jobs = [Job.of(record, f"{i:06d}.png", image) for i, (record, image) in enumerate(found)]
-    team = Team(accelerator)
-    attack_images(model, jobs, loss, settings, folder, batch_size=config.attack_batch_size, cache=cache, team=team)
-    twins = [load_image(folder / name) for name in (job.output for job in jobs)]
-    if settings.budget.eps > 0 and all(map(np.array_equal, twins, (image for _, image in found))):
-        raise ValueError(
-            f"eps: within {config.eps} ({config.norm}) no image changed by a single grey level; expected a larger one"
-        )
-    return twins
 
 
 def inject(model: LatentDiffusion, config: Stage1Config) -> None:
@@ -229,7 +209,7 @@ def inject(model: LatentDiffusion, config: Stage1Config) -> None:
 
 def _pairs(
     model: LatentDiffusion,
-    found: list[tuple[ImageRecord, np.ndarray]],
+    found: list[Example],
     perturbed: list[np.ndarray],
     cache: TensorCache,
     config: Stage1Config,

@@ -20,6 +20,7 @@ from lordfast.diffusion.sampling import generate
 from lordfast.training.config import RunConfig, check_choices
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.lora import LORA_NAME, stacking_adapters
+from lordfast.training.lord import GATE, LordOptions, load_frozen_lord, parse_lambda
 from lordfast.training.progress import progress
 from lordfast.training.run import RunFolder
 from lordfast.training.speed import SpeedOptions, speed_up
@@ -30,15 +31,13 @@ _DOWN = re.compile(r"(lora_A|lora\.down|lora_linear_layer\.down|lora_down)\.weig
 
 
 @dataclass(kw_only=True)
-class GenerateConfig(SpeedOptions, RunConfig):
+class GenerateConfig(LordOptions, SpeedOptions, RunConfig):
     """Draw images from a prompt, with a trained LoRD and LoRA or without."""
 
     model: str
     """A diffusers folder, a hub id, or demo."""
     prompt: str
     """What to draw, for instance "a photo of a sks person"."""
-    lord: Path | None = None
-    """The run folder of lordfast stage1, or any folder with a saved LoRD."""
     lora: Path | None = None
     """The run folder of lordfast stage2, or a LoRA file or folder in diffusers or kohya format."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8
@@ -57,16 +56,16 @@ class GenerateConfig(SpeedOptions, RunConfig):
     """Images per forward; it does not change which images come out."""
 
 
-def load_adapters(model: LatentDiffusion, lord: Path | None, lora: Path | None) -> None:
+def load_adapters(model: LatentDiffusion, lord: Path | None, lora: Path | None, lord_lambda: str = GATE) -> None:
     """Load a frozen LoRD and then a LoRA into `model`.
+
+    Args:
+        lord_lambda: as in `LordOptions`.
 
     Raises:
         ValueError, FileNotFoundError: a path holds no such weights, or weights of another model.
     """
-    from lordfast.adapter import load_lord
-
-    if lord is not None:
-        load_lord(model.unet, lord)
+    load_frozen_lord(model, LordOptions(lord=lord, lord_lambda=lord_lambda))
     if lora is not None:
         _load_lora(model, Path(lora))
 
@@ -127,6 +126,7 @@ def draw_missing(
 def check(config: GenerateConfig) -> None:
     """Raise ValueError for a config that can't be run."""
     check_choices(config)
+    parse_lambda(config)
     for name in ("n", "steps", "batch_size"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
@@ -149,7 +149,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     model = load_model(config.model, device=config.device, dtype=config.dtype)
     model.check_resolution(config.resolution)
     model.check_sampler(config.sampler)
-    load_adapters(model, config.lord, config.lora)
+    load_adapters(model, config.lord, config.lora, config.lord_lambda)
     speed_up(model, config)
     run = RunFolder.open(config, "generate")
     paths = [run.path / f"{i:04d}.png" for i in range(config.n)]

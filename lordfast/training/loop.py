@@ -69,6 +69,18 @@ class Batches(Protocol):
     def __call__(self, indices: Sequence[int], generators: Sequence[torch.Generator]) -> dict[str, Any]: ...
 
 
+class Preparation(Protocol):
+    """Changes the data before some of the steps."""
+
+    def due(self, step: int) -> bool:
+        """Whether the data change right before `step`, counted from 0."""
+        ...
+
+    def __call__(self, step: int) -> None:
+        """Have the data as `step` wants them: where it is due, and where a resumed run begins."""
+        ...
+
+
 class Stateful(Protocol):
     """What a checkpoint keeps besides weights and optimiser, such as an average of the weights."""
 
@@ -127,6 +139,7 @@ def train(
     description: str = "training",
     on_step: Callable[[int, bool], None] | None = None,
     after_update: Callable[[], None] | None = None,
+    prepare: Preparation | None = None,
     extras: Mapping[str, Stateful] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
     """Train whatever in `objective` requires a gradient.
@@ -143,6 +156,7 @@ def train(
         on_step: called on every process with (k, whether it is the last) after step k, counted from 1, and after its
             checkpoint.
         after_update: called on every process after the optimiser's update and before the checkpoint.
+        prepare: changes the data before some steps, with the model as it is then; a checkpoint is saved before it does.
         extras: name -> what checkpoints keep and a resumed run restores; `after_update` may change it.
 
     Returns:
@@ -184,7 +198,7 @@ def train(
         contextlib.closing(_Board(run if config.tensorboard and accelerator.is_main_process else None, done)) as board,
         StopOnSignal() as stop,
         progress(description, steps, start=done, show=show) as advance,
-        contextlib.closing(batches_of(batches, config, accelerator, range(done, steps))) as data,
+        contextlib.closing(batches_of(batches, config, accelerator, range(done, steps), prepare)) as data,
     ):
         worker = Worker(wrapped, config, accelerator, optimizer, schedule, list(trainable.values()))
         waiting: Row | None = None
@@ -212,7 +226,8 @@ def train(
             halt = halt or (stop.requested and accelerator.num_processes == 1)
             waiting = latest
             last = step + 1 == steps
-            save = run is not None and (last or halt or (step + 1) % config.checkpoint_every == 0)
+            due = (step + 1) % config.checkpoint_every == 0 or (prepare is not None and prepare.due(step + 1))
+            save = run is not None and (last or halt or due)
             if save or last or halt:
                 halt = record(waiting) or halt
                 waiting = None

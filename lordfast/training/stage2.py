@@ -26,6 +26,7 @@ from lordfast.training.fsdp import FsdpOptions, shard_base, wants_fsdp
 from lordfast.training.generate import draw_missing
 from lordfast.training.loop import Batches, TrainingConfig, check_training, train
 from lordfast.training.lora import LORA_NAME, TARGETS, LoraObjective, add_lora, check_targets
+from lordfast.training.lord import LordOptions, load_frozen_lord, parse_lambda
 from lordfast.training.memory.auto import recompute_if_needed
 from lordfast.training.placement import Placed, PlacementOptions, check_placement, load_placed
 from lordfast.training.processes import make_accelerator, on_main, open_run
@@ -35,7 +36,7 @@ from lordfast.training.speed import SpeedOptions, speed_up
 
 
 @dataclass(kw_only=True)
-class Stage2Config(ImageOptions, SpeedOptions, PlacementOptions, FsdpOptions, TrainingConfig):
+class Stage2Config(ImageOptions, LordOptions, SpeedOptions, PlacementOptions, FsdpOptions, TrainingConfig):
     """Train a DreamBooth LoRA on a folder of images, with the LoRD of stage1 frozen underneath or without it."""
 
     model: str
@@ -44,8 +45,6 @@ class Stage2Config(ImageOptions, SpeedOptions, PlacementOptions, FsdpOptions, Tr
     """Folder of images of the subject: clean, attacked, or both."""
     instance_prompt: str
     """The prompt of every instance image, with a rare token: "a photo of a sks person"."""
-    lord: Path | None = None
-    """The run folder of lordfast stage1; its LoRD stays frozen and active."""
     rank: int = 4
     """Rank r'' of the LoRA."""
     lora_alpha: float | None = None
@@ -106,6 +105,7 @@ def check(config: Stage2Config) -> None:
     for name in ("text_encoder_lr", "prior_weight"):
         if not getattr(config, name) >= 0:
             raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
+    parse_lambda(config)
     if config.lora_alpha is not None and not config.lora_alpha > 0:
         raise ValueError(f"lora_alpha: expected more than 0, got {config.lora_alpha}")
     if config.prior_preservation and not config.class_prompt:
@@ -146,10 +146,7 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
     if config.prior_preservation and config.class_data is not None:
         _read(model, config, existing_images(config.class_data))
     model.check_lora_format(config.format, check_targets(model, config.target_modules))
-    if config.lord is not None:
-        from lordfast.adapter import load_lord
-
-        load_lord(model.unet, config.lord)
+    load_frozen_lord(model, config)
     run = open_run(config, "stage2", accelerator)
     cache = TensorCache(config.cache_dir)
     batches: Batches = _batches(model, config, cache, images, config.instance_prompt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from lordfast.training.later import Later
 from lordfast.training.seeds import derived_generator
 
 if TYPE_CHECKING:
-    from lordfast.training.loop import Batches, TrainingConfig
+    from lordfast.training.loop import Batches, Preparation, TrainingConfig
 
 STOP = "stop requested"
 """Under which a row says that a process was asked to stop."""
@@ -110,9 +111,14 @@ class Worker:
 
 
 def batches_of(
-    batches: Batches, config: TrainingConfig, accelerator: Any, steps: range
+    batches: Batches, config: TrainingConfig, accelerator: Any, steps: range, prepare: Preparation | None = None
 ) -> Generator[dict[str, Any], None, None]:
-    """The batches of this process, `config.accumulate` a step."""
+    """The batches of this process, `config.accumulate` a step.
+
+    Args:
+        prepare: called before the first of these steps and before each one that it is due at, when the step before has
+            been made; no batch is made ahead of it.
+    """
     world, rank = accelerator.num_processes, accelerator.process_index
     effective = effective_batch(config, world)
 
@@ -124,7 +130,15 @@ def batches_of(
         generators = [derived_generator(config.seed, "draw", step, slot) for slot in slots]
         return pinned(batches(indices, generators), accelerator.device)
 
-    return made_ahead(make, ((step, micro) for step in steps for micro in range(config.accumulate)))
+    due = [] if prepare is None else [step for step in steps[1:] if prepare.due(step)]
+    for start, stop in itertools.pairwise([*steps[:1], *due, steps.stop]):
+        if prepare is not None:
+            # A step draws the same, whether it was prepared in this session or an earlier one.
+            with torch.random.fork_rng(devices=[]):
+                prepare(start)
+        yield from made_ahead(
+            make, ((step, micro) for step in range(start, stop) for micro in range(config.accumulate))
+        )
 
 
 @functools.lru_cache(maxsize=2)
