@@ -57,6 +57,9 @@ class Stage1Config(
     one_branch: bool = False
     """Train A and B alone: the adversarial-training baseline that the paper calls PGD-2. B' stays zero, so the gate has
     nothing to mix in and gets no detection loss."""
+    clean_branch: bool = True
+    """Train B. Without it B stays zero, and a shut gate leaves the denoiser as it was before Stage 1; the gate has to
+    read something else than that branch (--gate-input)."""
     lambda_adv: float = 2.0
     """Weight of the perturbed images' loss (Eq. 7)."""
     latent_sample: bool = False
@@ -100,6 +103,9 @@ def check(config: Stage1Config) -> None:
         raise ValueError(f"attack_batch_size: expected at least 1, got {config.attack_batch_size}")
     if config.refresh_every and config.perturbed and not config.adversaries:
         raise ValueError("refresh_every: the twins in --perturbed stay as they are; expected 0, or --adversaries too")
+    if not config.clean_branch and (config.one_branch or config.gate_input == "branch"):
+        came = "one_branch" if config.one_branch else "gate_input branch, which reads it"
+        raise ValueError(f"clean_branch: expected it to be trained, or another setting than {came}")
     for name in ("lambda_adv", "lambda_det", "refresh_every"):
         if not getattr(config, name) >= 0:
             raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
@@ -198,13 +204,14 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
 
 
 def inject(model: LatentDiffusion, config: Stage1Config) -> None:
-    """Add a fresh LoRD to the denoiser, trainable whole or its first branch alone; the seed decides the weights."""
+    """Add a fresh LoRD to the denoiser, trainable whole or in parts; the seed decides the weights."""
     torch.manual_seed(derive_seed(config.seed, "lord"))
     model.unet.add_adapter(lord_config(config), adapter_name=LORD_NAME)
-    if config.one_branch:
-        for name, parameter in model.unet.named_parameters():
-            if ".lord_A." not in name and ".lord_B." not in name:
-                parameter.requires_grad_(False)
+    for name, parameter in model.unet.named_parameters():
+        if config.one_branch and ".lord_A." not in name and ".lord_B." not in name:
+            parameter.requires_grad_(False)
+        if not config.clean_branch and ".lord_B." in name:
+            parameter.requires_grad_(False)
 
 
 def _pairs(
