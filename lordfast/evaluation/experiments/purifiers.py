@@ -13,13 +13,14 @@ from lordfast.attacks.budget import parse_budget
 from lordfast.diffusion import LatentDiffusion, load_model
 from lordfast.evaluation.experiments.changes import Changes
 from lordfast.evaluation.experiments.choices import attack_class, parse_options, purifier_class
-from lordfast.evaluation.experiments.conditions import RESERVED, Condition, collect, list_cells, list_conditions
+from lordfast.evaluation.experiments.conditions import Condition, collect, list_cells, list_conditions
 from lordfast.evaluation.experiments.effects import table_rows
 from lordfast.evaluation.experiments.effects_chart import write_chart
 from lordfast.evaluation.experiments.effects_table import to_csv, to_markdown
 from lordfast.evaluation.experiments.grid import Status
 from lordfast.evaluation.experiments.page import check_page, fill_page
 from lordfast.evaluation.experiments.start import GridConfig, open_grid
+from lordfast.evaluation.experiments.steps import RESERVED
 from lordfast.evaluation.experiments.subjects import Replicate, list_subjects, replicates
 from lordfast.evaluation.features import extract, load_features
 from lordfast.files import write_atomic
