@@ -68,8 +68,7 @@ class _Cells:
         self.config, self.replicate, self.records, self.side = config, replicate, records, side
         # Absolute: another process, which shares the folder, may stand elsewhere.
         self.cells = config.out.resolve() / "cells"
-        seeds = (replicate.seed, replicate.identity, replicate.number)
-        self.steps = Steps.of(config, config.model, config.resolution, *seeds)
+        self.steps = Steps.of(config, config.model, config.resolution, *replicate.seeds)
 
     def all(self, conditions: Sequence[Condition]) -> list[Cell]:
         data = self._cell("data", {"images": self.config.images, "reference": self.config.reference}, self._data, ())
