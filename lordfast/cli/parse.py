@@ -64,13 +64,17 @@ def parse(
     for name, values in presets.items():
         extra += f"\n\n--preset {name}: {' '.join(to_flags(values))}"
     extra += f"\n\n{note}" if note else ""
+    # No flag can hold names and values that are free; what does comes from files and presets alone.
+    mappings = {name: value for name, value in settings.items() if isinstance(value, dict)}
+    flags = to_flags({name: value for name, value in settings.items() if name not in mappings})
     # Later flags win, so what the person wrote stands last.
-    return tyro.cli(
+    config = tyro.cli(
         cls,
         prog=f"lordfast {command}",
         description=(cls.__doc__ or "") + extra,
-        args=to_flags(settings) + rest,
+        args=flags + rest,
     )
+    return dataclasses.replace(config, **mappings)
 
 
 def report(line: str) -> None:

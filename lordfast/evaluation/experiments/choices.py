@@ -64,6 +64,47 @@ def parse_options(words: Iterable[str], cls: type[Any], argument: str, reserved:
     return found
 
 
+def read_options(
+    values: Mapping[str, Any], cls: type[Any], argument: str, reserved: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Values from YAML as fields of `cls`, of the types that these have: a path is a string there, 5e-4 too.
+
+    Args:
+        argument: where they come from, for errors.
+        reserved: fields that the experiment sets itself.
+
+    Raises:
+        ValueError: an unknown or reserved field, or a value of another type.
+    """
+    hints = get_type_hints(cls)
+    free = [field.name for field in dataclasses.fields(cls) if field.name not in set(reserved)]
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in free:
+            raise ValueError(f"{argument}: expected options among {', '.join(free)}, got {key!r}")
+        found[name] = _typed(value, hints[name], f"{argument}: {name}")
+    return found
+
+
+def _typed(value: Any, hint: Any, what: str) -> Any:
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if isinstance(value, list | tuple):
+        items = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple), None)
+        if items is None:
+            raise ValueError(f"{what}: expected one value, got {list(value)!r}")
+        return tuple(_convert(_text(item), items, what) for item in value)
+    lone = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple), None)
+    return (_convert(_text(value), lone, what),) if lone is not None else _convert(_text(value), hint, what)
+
+
+def _text(value: Any) -> str:
+    """As YAML would have it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
 def _convert(text: str, hint: Any, what: str) -> Any:
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     try:

@@ -69,6 +69,13 @@ def owner_of(folder: Path) -> Owner | None:
         return None
 
 
+def holders(folder: Path) -> dict[str, Owner]:
+    """Folders at any depth below `folder` that living processes, or those of other hosts, hold; by relative path."""
+    places = [lock.parent for lock in folder.rglob(LOCK) if lock.is_dir()]
+    owners = {str(place.relative_to(folder)): owner_of(place) for place in sorted(places)}
+    return {name: owner for name, owner in owners.items() if owner is not None and not owner.is_dead()}
+
+
 def is_lock(path: Path) -> bool:
     """Whether `path`, in a folder that is claimed, belongs to the claiming."""
     return path.name == LOCK or path.name.startswith(_ASIDE)

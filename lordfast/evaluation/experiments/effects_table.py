@@ -30,8 +30,9 @@ def title_of(measure: dict[str, Any]) -> str:
     return name if measure["features"] == PICTURES else f"{name} in {measure['features']} features"
 
 
-def _cell(estimate: dict[str, Any] | None, n: int, signed: bool = False) -> str:
-    if estimate is None:
+def cell_text(estimate: dict[str, Any] | None, n: int, signed: bool = False) -> str:
+    """``1.2 (0.9 to 1.5)``; the number of replicates too, where it is not `n`; a dash where there is none."""
+    if estimate is None or estimate["value"] is None:
         return "-"
     sign = "+" if signed and estimate["value"] > 0 else ""
     text = sign + number(estimate["value"], 3)
@@ -48,9 +49,9 @@ def sections(results: dict[str, Any]) -> list[Section]:
         lines = []
         for row in results["rows"]:
             one = row["measures"][index]
-            cells = [_cell(one["mean"], row["n"])]
-            cells += [_cell(one[name], row["n"], signed=True) for name in ("against_clean", "against_unpurified")]
-            recovered = _cell(one["recovered"], row["n"])
+            cells = [cell_text(one["mean"], row["n"])]
+            cells += [cell_text(one[name], row["n"], signed=True) for name in ("against_clean", "against_unpurified")]
+            recovered = cell_text(one["recovered"], row["n"])
             lines.append([row["title"], f"{row['n']} of {results['replicates']}", *cells, recovered])
         found.append(Section(f"{title_of(measure)} (lower is closer)", columns, lines))
     return found
@@ -59,19 +60,22 @@ def sections(results: dict[str, Any]) -> list[Section]:
 def to_markdown(results: dict[str, Any]) -> str:
     """The tables, after what they rest on and how far they are, and before how to read them."""
     blocks = [_state(results), *(section_to_markdown(section) for section in sections(results)), _reading(results)]
-    if results["seconds"]:
-        rows = [
-            [name, str(found["cells"]), number(found["mean"], 3), number(found["total"], 4)]
-            for name, found in results["seconds"].items()
-        ]
-        columns = ["phase", "cells", "seconds per cell", "seconds in all"]
-        blocks.append(section_to_markdown(Section("Where the time went", columns, rows)))
-    return "\n".join(blocks)
+    return "\n".join([*blocks, *times(results)])
 
 
-def _state(results: dict[str, Any]) -> str:
-    cells = results["cells"]
-    lines = []
+def times(results: dict[str, Any]) -> list[str]:
+    """A table of the seconds that the steps took; none without any."""
+    rows = [
+        [name, str(found["cells"]), number(found["mean"], 3), number(found["total"], 4)]
+        for name, found in results["seconds"].items()
+    ]
+    columns = ["phase", "cells", "seconds per cell", "seconds in all"]
+    return [section_to_markdown(Section("Where the time went", columns, rows))] if rows else []
+
+
+def unfinished(results: dict[str, Any]) -> list[str]:
+    """How far a half-finished grid is, and what failed; no lines for a finished one."""
+    cells, lines = results["cells"], []
     if not results["complete"]:
         parts = [f"{cells['left']} are still to be computed"] if cells["left"] else []
         parts += [f"{cells['failed']} failed"] if cells["failed"] else []
@@ -82,6 +86,11 @@ def _state(results: dict[str, Any]) -> str:
         lines[-1] += " on the replicates that n counts; a row without any shows dashes."
         lines += [f"* failed: {one['cell']}: {one['type']}: {_line(one['message'])}" for one in results["failed"]]
         lines.append("")
+    return lines
+
+
+def _state(results: dict[str, Any]) -> str:
+    lines = unfinished(results)
     people = "identity" if results["identities"] == 1 else "identities"
     parts = [f"{results['identities']} {people}", f"{counted(results['seeds'], 'seed')} each"]
     lines.append(

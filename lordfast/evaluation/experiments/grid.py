@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from rich.markup import escape
@@ -26,6 +26,11 @@ _NAME = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*")
 
 T = TypeVar("T")
 Result = dict[str, Any]
+
+
+def slug(text: str) -> str:
+    """`text` as a part of a cell's name: ``16-255`` of ``16/255``."""
+    return re.sub(r"[^\w.+-]+", "-", text)
 
 
 class CellRun:
@@ -119,9 +124,9 @@ class Grid:
                 raise ValueError(f"cells: {cell.name!r} needs {missing[0]!r}, which does not stand before it")
             self.cells[cell.name] = cell
         for name in self.cells:
-            inside = [other for other in self.cells if other.startswith(f"{name}/")]
-            if inside:
-                raise ValueError(f"cells: {inside[0]!r} lies inside {name!r}")
+            around = [str(parent) for parent in PurePosixPath(name).parents if str(parent) in self.cells]
+            if around:
+                raise ValueError(f"cells: {name!r} lies inside {around[0]!r}")
 
     def path(self, name: str) -> Path:
         """The folder of a cell."""

@@ -7,24 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lordfast.attacks.budget import parse_budget
-from lordfast.diffusion import LatentDiffusion, load_model
+from lordfast.diffusion import load_model
 from lordfast.evaluation.experiments.changes import Changes
 from lordfast.evaluation.experiments.choices import attack_class, parse_options, purifier_class
-from lordfast.evaluation.experiments.conditions import RESERVED, Condition, collect, list_cells, list_conditions
+from lordfast.evaluation.experiments.conditions import Condition, collect, list_cells, list_conditions
 from lordfast.evaluation.experiments.effects import table_rows
 from lordfast.evaluation.experiments.effects_chart import write_chart
 from lordfast.evaluation.experiments.effects_table import to_csv, to_markdown
 from lordfast.evaluation.experiments.grid import Status
 from lordfast.evaluation.experiments.page import check_page, fill_page
-from lordfast.evaluation.experiments.start import GridConfig, open_grid
+from lordfast.evaluation.experiments.start import GridConfig, check_features, compute, open_grid, overview
+from lordfast.evaluation.experiments.steps import RESERVED
 from lordfast.evaluation.experiments.subjects import Replicate, list_subjects, replicates
-from lordfast.evaluation.features import extract, load_features
 from lordfast.files import write_atomic
 from lordfast.training.config import check_choices
-from lordfast.training.interrupt import Interrupted
 from lordfast.training.run import write_json
 
 COMMAND = "experiment purifiers"
@@ -160,7 +157,7 @@ def run_purifiers(config: PurifiersConfig) -> dict[str, Any]:
     subjects = {} if config.data is None else list_subjects(config.data, config.identities, config.images)
     model = load_model(config.model, device=config.device, dtype=config.dtype)
     side = model.check_resolution(config.resolution)
-    _check_features(config, model, side)
+    check_features(config.features, model, side)
     labels = list(subjects) or [str(number) for number in range(config.identities)]
     repetitions = replicates(config.identities, config.seeds, labels, config.seed)
     conditions = list_conditions(config)
@@ -176,32 +173,12 @@ def run_purifiers(config: PurifiersConfig) -> dict[str, Any]:
         write_atomic(run.path / "table.csv", to_csv(results).encode())
         return results
 
-    def finish() -> dict[str, Any]:
-        results = write(grid.status())
+    def finish(results: dict[str, Any]) -> None:
         write_chart(results, run.path / "chart.png")
         if config.page is not None:
             fill_page(config.page, to_markdown(results))
-        return results
 
-    def on_cell(name: str, status: Status) -> None:
-        run.log({"step": len(status.done) + len(status.failed), "cell": name, **status.done.get(name, {})})
-        write(status)
-
-    try:
-        status = grid.run(retry=config.retry, on_cell=on_cell)
-    except (Interrupted, KeyboardInterrupt):
-        finish()
-        raise
-    results = finish()
-    if status.complete:
-        run.finish({name: results[name] for name in ("replicates", "cells", "seconds")})
-    return results
-
-
-def _check_features(config: PurifiersConfig, model: LatentDiffusion, side: int) -> None:
-    blank = np.zeros((side, side, 3), np.uint8)
-    for spec in config.features:
-        extract(load_features(spec, model=model, device=model.device), [blank], device=model.device)
+    return compute(config, run, grid, write, finish)
 
 
 def summarise(
@@ -212,29 +189,14 @@ def summarise(
     changes: Changes,
 ) -> dict[str, Any]:
     """What results.json holds of a grid that may be half finished."""
-    count = {name: len(getattr(status, name)) for name in ("done", "failed", "blocked", "left")}
     found = collect(conditions, repetitions, status.done, changes)
-    phases = (phase for result in status.done.values() for phase in result["seconds"].items())
     return {
         "experiment": "purifiers",
-        "complete": status.complete,
-        "cells": {"all": sum(count.values()), **count},
-        "failed": [{"cell": name, **error} for name, error in status.failed.items()],
+        **overview(status),
         "model": config.model,
         "attack": config.attack,
         "identities": config.identities,
         "seeds": config.seeds,
         "replicates": len(repetitions),
         "rows": table_rows(conditions, found, config.features, config.seed),
-        "seconds": _per_phase(phases),
-    }
-
-
-def _per_phase(phases: Any) -> dict[str, dict[str, float]]:
-    spent: dict[str, list[float]] = {}
-    for name, seconds in phases:
-        spent.setdefault(name, []).append(seconds)
-    return {
-        name: {"cells": len(times), "mean": round(sum(times) / len(times), 3), "total": round(sum(times), 2)}
-        for name, times in spent.items()
     }

@@ -20,20 +20,29 @@ class Replicate:
         number: of the repetition with this identity, from 0.
         label: of the identity: a folder's name, or its number.
         seed: the experiment's.
+        dataset: that the identity is of, where an experiment has several.
     """
 
     identity: int
     number: int
     label: str
     seed: int
+    dataset: str | None = None
 
     @property
     def name(self) -> str:
-        return f"identity-{self.identity}/seed-{self.number}"
+        start = "" if self.dataset is None else f"{self.dataset}/"
+        return f"{start}identity-{self.identity}/seed-{self.number}"
+
+    @property
+    def seeds(self) -> tuple[object, ...]:
+        """What every seed of this replicate is derived from."""
+        dataset = () if self.dataset is None else (self.dataset,)
+        return (self.seed, *dataset, self.identity, self.number)
 
     def derive(self, *parts: object) -> int:
         """A seed for something of this replicate."""
-        return derive_seed(self.seed, self.identity, self.number, *parts)
+        return derive_seed(*self.seeds, *parts)
 
 
 def replicates(identities: int, seeds: int, labels: list[str], seed: int) -> list[Replicate]:
@@ -53,8 +62,8 @@ def draw_pictures(replicate: Replicate, folder: Path, *, landscape: bool, images
     return subject.prompt
 
 
-def list_subjects(data: Path, identities: int, images: int) -> dict[str, list[ImageRecord]]:
-    """The first `identities` sub-folders of `data`, by name, with their images.
+def list_subjects(data: Path, identities: int, images: int, first: int = 0) -> dict[str, list[ImageRecord]]:
+    """`identities` sub-folders of `data`, by name and from the `first` on, with their images.
 
     Raises:
         FileNotFoundError, NotADirectoryError: `data` is missing or a file.
@@ -65,10 +74,11 @@ def list_subjects(data: Path, identities: int, images: int) -> dict[str, list[Im
     if not data.is_dir():
         raise NotADirectoryError(f"data: expected a folder with a sub-folder per identity, got the file {data}")
     folders = sorted(path for path in data.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(folders) < identities:
-        raise ValueError(f"identities: expected at most {len(folders)}, the sub-folders of {data}, got {identities}")
+    if len(folders) < first + identities:
+        expected = f"expected at most {len(folders)}, the sub-folders of {data}"
+        raise ValueError(f"identities: {expected}, got {identities}{f' from number {first} on' if first else ''}")
     found = {}
-    for folder in folders[:identities]:
+    for folder in folders[first : first + identities]:
         try:
             found[folder.name] = list_images(folder, captions="ignore")
         except ValueError as error:

@@ -65,7 +65,7 @@ def purifying(monkeypatch: pytest.MonkeyPatch) -> Purifying:
     stub = Purifying()
     known = {"shift": types.SimpleNamespace(config=ShiftConfig, summary="shift")}
     monkeypatch.setattr("lordfast.evaluation.experiments.choices.PURIFIERS", known)
-    monkeypatch.setattr("lordfast.evaluation.experiments.conditions.run_purify", stub.run)
+    monkeypatch.setattr("lordfast.evaluation.experiments.steps.run_purify", stub.run)
     return stub
 
 

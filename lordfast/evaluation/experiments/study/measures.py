@@ -1,0 +1,70 @@
+"""What is measured of a method's pictures, and where in a measuring cell's result it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lordfast.evaluation.experiments.grid import Result
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column.
+
+    Attributes:
+        key: its name in results.json and table.csv.
+        title: for people.
+        better: which values are.
+        path: where its value stands in the cell's result.
+    """
+
+    key: str
+    title: str
+    better: Literal["lower", "higher"]
+    path: tuple[str, ...]
+
+    def read(self, result: Result) -> float | str | None:
+        """The value; a reason where it is unavailable, None where it was not asked for."""
+        found: Any = result
+        for part in self.path:
+            if not isinstance(found, dict):
+                return None
+            if "unavailable" in found:
+                return str(found["unavailable"])
+            found = found.get(part)
+        if isinstance(found, dict) and "unavailable" in found:
+            return str(found["unavailable"])
+        return float(found) if isinstance(found, int | float) else None
+
+
+def short(features: str) -> str:
+    """``classifier`` of ``lordfast.demo.classifier:load_classifier``, a file's name of its path."""
+    return features.partition(":")[0].rpartition(".")[2] if ":" in features else features.rpartition("/")[2]
+
+
+def _distances(spec: str) -> list[Measure]:
+    where, name = ("features", spec), short(spec)
+    # What the field calls FID and KID are these distances of Inception's features.
+    frechet, kernel = ("FID", "KID") if name == "inception" else (f"Frechet, {name}", f"kernel, {name}")
+    return [
+        Measure(f"frechet-{name}", frechet, "lower", (*where, "frechet_distance")),
+        Measure(f"kernel-{name}", kernel, "lower", (*where, "kernel_distance")),
+    ]
+
+
+_OTHERS = [
+    Measure("change", "change, RMS grey levels", "lower", ("change",)),
+    Measure(
+        "high-frequencies",
+        "high frequencies, grey levels",
+        "lower",
+        ("summary", "frequency", "generated", "amplitude"),
+    ),
+]
+
+
+def measures_of(features: Sequence[str]) -> list[Measure]:
+    """Every column that a study with these features may have."""
+    return [*(measure for spec in features for measure in _distances(spec)), *_OTHERS]

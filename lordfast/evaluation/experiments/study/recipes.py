@@ -1,0 +1,75 @@
+"""Recipes: the settings of every step where a study gives none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lordfast.defense.stage1 import PRESETS as STAGE1
+from lordfast.training.stage2 import PRESETS as STAGE2
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults of a study.
+
+    Attributes:
+        attacks: name -> options, with the kind under ``attack``; all of them are run where a study names none.
+        eps: budgets.
+        stage1, stage2, generate, evaluate: options of these commands.
+        features: of the distances.
+    """
+
+    attacks: dict[str, Options]
+    eps: tuple[str, ...]
+    stage1: Options
+    stage2: Options
+    generate: Options
+    features: tuple[str, ...]
+
+
+_DRAWN = ("lordfast.demo.classifier:load_classifier", "vae")
+# Read off the demo: what LoRD sees in Stage 1 is the same kind of attack, with fewer and larger steps.
+_PGD = {"attack": "pgd", "targeted": True, "step_size": "2/255", "attack_steps": 40}
+_STAGE1 = {"eps": "16/255", "step_size": "4/255", "attack_steps": 10, "targeted": True, "steps": 200, "batch_size": 4}
+
+RECIPES = {
+    "demo": Recipe(
+        attacks={"pgd": _PGD},
+        eps=("16/255",),
+        stage1={**_STAGE1, "lr": 5e-4, "lambda_det": 1.0},
+        stage2={"steps": 150, "batch_size": 4, "lr": 2e-3, "rank": 4},
+        generate={"n": 24, "steps": 20, "guidance": 3.0},
+        features=_DRAWN,
+    ),
+    "quick": Recipe(
+        attacks={"pgd": {**_PGD, "attack_steps": 10}},
+        eps=("16/255",),
+        stage1={**_STAGE1, "attack_steps": 4, "steps": 20, "lr": 5e-4, "lambda_det": 1.0},
+        stage2={"steps": 30, "batch_size": 4, "lr": 2e-3, "rank": 4},
+        generate={"n": 6, "steps": 10, "guidance": 3.0},
+        features=_DRAWN,
+    ),
+    # LoRD's section IV. Where it leaves the scale of its numbers open, they are read as mist-v2, which it follows,
+    # writes them: on [-1, 1] tensors, half as large in pixels. Class images of prior preservation need a prompt that
+    # depends on the dataset, so mist-v2's are left to ``stage2``.
+    "paper": Recipe(
+        attacks={
+            "ace": {
+                "attack": "ace",
+                "rounds": 4,
+                "train_steps": 10,
+                "attack_steps": 50,
+                "step_size": "0.0025",
+                "surrogate_lr": 1e-5,
+            }
+        },
+        eps=("4/255",),
+        stage1=dict(STAGE1["paper"]),
+        stage2={name: STAGE2["paper"][name] for name in ("rank", "batch_size", "steps", "lr")},
+        generate={"n": 100, "steps": 50, "guidance": 7.0, "sampler": "euler-a"},
+        features=("inception",),
+    ),
+}
