@@ -199,7 +199,7 @@ class _Cells:
             model=self.config.model,
             generated=run.folder / "generated",
             reference=self._data_folder("reference"),
-            features=spec,
+            features=(spec,),
             paired="off",
             frequency=False,
             # The spread that counts is the one over replicates.
