@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 
 from lordfast.cli.parse import parse, run_resumable
@@ -17,6 +19,11 @@ def run(args: list[str]) -> None:
     summary = run_resumable("evaluate", config, lambda: run_evaluate(config))
     console = Console()
     console.print(to_rich(summary))
+    why: dict[str, list[str]] = {}
+    for metric, reason in summary.get("unavailable", {}).items():
+        why.setdefault(reason, []).append(metric)
+    for reason, metrics in why.items():
+        print(f"unavailable: {', '.join(metrics)}: {reason}", file=sys.stderr)
     for text in summary["warnings"]:
         console.print("warning:", text, style="yellow", markup=False, highlight=False)
     print(

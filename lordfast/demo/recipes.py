@@ -124,7 +124,7 @@ def generation(
 def distance(out: Path, generated: Path, reference: Path, common: dict[str, Any]) -> EvaluateConfig:
     """Generated pictures against fresh clean ones of the same subject, on the attribute classifier's features."""
     return EvaluateConfig(
-        out=out, model="demo", generated=generated, reference=reference, features=FEATURES, paired="off", **common
+        out=out, model="demo", generated=generated, reference=reference, features=(FEATURES,), paired="off", **common
     )
 
 

@@ -15,8 +15,8 @@ from lordfast.adapter import collect_gates, sees_image
 from lordfast.data.images import Uint8Image
 from lordfast.diffusion import LatentDiffusion
 from lordfast.evaluation.intervals import auroc_interval
+from lordfast.evaluation.noise import keyed_noise
 from lordfast.pixels import to_tensor
-from lordfast.training.seeds import derived_generator
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,7 @@ def read_gates(
         text = model.embed([caption for _, _, caption in chunk])
         batch: dict[str, list[Tensor]] = {}
         for timestep in timesteps:
-            noise = torch.stack(
-                [
-                    torch.randn(latents.shape[1:], generator=derived_generator(seed, "gates", key, timestep))
-                    for key, _, _ in chunk
-                ]
-            ).to(latents)
+            noise = keyed_noise(latents, seed, "gates", [key for key, _, _ in chunk], timestep)
             times = torch.full((len(chunk),), timestep, device=model.device)
             with collect_gates(model.unet) as gates:
                 model.predict(model.add_noise(latents, noise, times), times, text)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lordfast.data.images import Uint8Image
-from lordfast.diffusion import LatentDiffusion
+from lordfast.diffusion import LatentDiffusion, TensorCache, content_key
+from lordfast.evaluation.extraction import extract_rows, weights_key
+from lordfast.evaluation.factories import call_factory
+from lordfast.evaluation.inception import load_inception
 
 EXPECTED = "'vae', 'inception', 'package.module:factory' or a TorchScript file"
 
@@ -32,6 +31,11 @@ class VaeFeatures(nn.Module):
         super().__init__()
         self._model = model
 
+    @property
+    def cache_key(self) -> str:
+        """What the features depend on."""
+        return content_key("vae", self._model.fingerprint("vae"), str(self._model.vae.dtype))
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> fp32 (B, F)."""
@@ -46,17 +50,25 @@ class VaeFeatures(nn.Module):
         return caught[0].float().mean(dim=(2, 3))
 
 
-def load_features(spec: str, *, model: LatentDiffusion | None = None, device: torch.device | None = None) -> nn.Module:
+def load_features(
+    spec: str,
+    *,
+    model: LatentDiffusion | None = None,
+    device: torch.device | None = None,
+    weights: Path | None = None,
+) -> nn.Module:
     """The feature module that `spec` names, in evaluation mode on `device`.
 
     Args:
-        spec: ``vae`` (`VaeFeatures` of `model`), ``inception`` (torchmetrics' Inception v3, 2048 features),
+        spec: ``vae`` (`VaeFeatures` of `model`), ``inception`` (`load_inception`, 2048 features),
             ``package.module:factory`` (called without arguments, also from the current folder), or the path of a
             TorchScript file.
         model: for ``vae``.
         device: CPU where None.
+        weights: a file for ``inception``; None downloads the published ones.
 
     Raises:
+        Unavailable: Inception's weights are not there.
         ValueError: `spec` is none of these, can't be imported or loaded, or gives something that is no module.
     """
     device = device or torch.device("cpu")
@@ -65,7 +77,7 @@ def load_features(spec: str, *, model: LatentDiffusion | None = None, device: to
             raise ValueError("features: 'vae' needs a model, got None")
         return VaeFeatures(model)
     if spec == "inception":
-        module = _inception()
+        module: nn.Module = load_inception(weights)
     elif Path(spec).is_file():
         module = _torchscript(Path(spec), device)
     elif ":" in spec:
@@ -73,21 +85,6 @@ def load_features(spec: str, *, model: LatentDiffusion | None = None, device: to
     else:
         raise ValueError(f"features: {spec!r} is unknown and no file; expected {EXPECTED}")
     return module.to(device).eval()
-
-
-def _inception() -> nn.Module:
-    from torchmetrics.image import fid
-
-    if not fid._TORCH_FIDELITY_AVAILABLE:
-        raise ValueError(
-            "features: 'inception' needs the package torch-fidelity, which is not installed: "
-            "pip install 'lordfast[inception]' (it downloads Inception's weights on first use); "
-            "'vae' works without it"
-        )
-    try:
-        return fid.FrechetInceptionDistance(feature=2048).inception
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"features: Inception's weights can't be downloaded or read: {error}") from error
 
 
 def _torchscript(path: Path, device: torch.device) -> nn.Module:
@@ -98,31 +95,26 @@ def _torchscript(path: Path, device: torch.device) -> nn.Module:
         raise ValueError(f"features: {path} is no TorchScript file: {reason[0]}") from error
 
 
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    # An installed command's sys.path lacks the folder that the person stands in, where their module usually is.
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
 def _factory(spec: str) -> nn.Module:
-    module_name, _, attribute = spec.partition(":")
-    try:
-        with _current_folder_importable():
-            factory = getattr(importlib.import_module(module_name), attribute)
-            made = factory()
-    # The code is the user's own: whatever it raises, they must learn that it came out of their module.
-    except Exception as error:
-        raise ValueError(
-            f"features: {spec!r} failed with {type(error).__name__}: {error}; expected {EXPECTED}"
-        ) from error
+    made = call_factory(spec, "features", EXPECTED)
     if not isinstance(made, nn.Module):
         raise ValueError(f"features: {spec!r} gave a {type(made).__name__}; expected a torch.nn.Module")
     return made
+
+
+def features_key(spec: str, features: nn.Module, device: torch.device) -> str | None:
+    """What stands for `load_features` of `spec` on disk; None for modules whose rows should not be kept.
+
+    Of code that a person brings nobody knows when it changes: its rows are kept only where the module says by a text
+    ``cache_key`` what they depend on besides its weights.
+    """
+    own = getattr(features, "cache_key", None)
+    if spec not in ("vae", "inception"):
+        if Path(spec).is_file():
+            own = hashlib.sha256(Path(spec).read_bytes()).hexdigest()
+        elif isinstance(own, str):
+            own = weights_key(f"{spec} {own}", features)
+    return content_key(own, device.type) if isinstance(own, str) else None
 
 
 @torch.no_grad()
@@ -132,6 +124,8 @@ def extract(
     *,
     device: torch.device | None = None,
     batch_size: int = 8,
+    cache: TensorCache | None = None,
+    key: str | None = None,
     on_batch: Callable[[int], Any] | None = None,
 ) -> Tensor:
     """Features of `images`, float64 (N, F) on the CPU.
@@ -139,33 +133,33 @@ def extract(
     Args:
         features: takes uint8 (B, 3, H, W) on `device`, gives (B, F).
         images: uint8 (H, W, 3), all of one size.
+        cache, key: where rows are kept, and what stands there for the module, from `features_key`.
         on_batch: called with the size of each finished batch.
 
     Raises:
         ValueError: no images, or the module fails or gives something else than finite numbers of shape (B, F).
     """
-    waiting = iter(images)
-    rows: list[Tensor] = []
-    while chunk := list(islice(waiting, batch_size)):
-        rows.append(_call(features, chunk, device or torch.device("cpu")))
-        if on_batch is not None:
-            on_batch(len(chunk))
-    if not rows:
-        raise ValueError("images: expected at least one, got none")
-    return torch.cat(rows)
+    target = device or torch.device("cpu")
+    return extract_rows(
+        lambda chunk: _call(features, chunk, target),
+        images,
+        batch_size=batch_size,
+        cache=cache,
+        key=key,
+        on_batch=on_batch,
+    )
 
 
 def _call(features: nn.Module, images: Sequence[Uint8Image], device: torch.device) -> Tensor:
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(device)
     try:
         output = features(batch)
-    # As above: a module of the user's, whose errors don't say on what it was called.
+    # It may be the user's own, and its errors don't say on what it was called.
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"features: the module failed on uint8 images {tuple(batch.shape)}: {error}") from error
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(images):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"features: expected an output of shape ({len(images)}, F), got {got}")
-    rows = output.double().cpu()
-    if not bool(torch.isfinite(rows).all()):
+    if not bool(torch.isfinite(output).all()):
         raise ValueError("features: the module gave NaN or infinite features")
-    return rows
+    return output

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,19 @@ from torchmetrics.functional.image import (
 
 from lordfast.data import ImageRecord, output_names
 from lordfast.data.images import Uint8Image, check_image
+from lordfast.evaluation.measure import mean_entry
 
 SSIM_WINDOW = 11
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the five scales of MS-SSIM, finest first (Wang, Simoncelli and Bovik 2003)."""
+
+_WITHOUT = {
+    "psnr": "all pairs are identical: their PSNR is infinite",
+    "ssim": f"all images are smaller than SSIM's window, {SSIM_WINDOW} pixels",
+    "ms_ssim": f"all images are smaller than two of SSIM's windows, {2 * SSIM_WINDOW} pixels: no second scale fits",
+    "mean_change": "",
+}
+"""Measure of a pair -> why no pair has it."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +122,14 @@ def compare_pair(image: Uint8Image, reference: Uint8Image) -> dict[str, Any]:
     }
 
 
-def summarise_pairs(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """Means over the rows of `compare_pair`, the largest change of all, and warnings about what a mean leaves out."""
+def summarise_pairs(
+    rows: Sequence[dict[str, Any]], *, resamples: int = 1000, seed: int = 0
+) -> tuple[dict[str, Any], list[str]]:
+    """Means over the rows of `compare_pair`, the largest change of all, and warnings about what a mean leaves out.
 
-    def mean(name: str) -> float | None:
-        values = [row[name] for row in rows if row[name] is not None]
-        return fmean(values) if values else None
-
+    ``_low`` and ``_high`` of each mean are the ends of its bootstrap interval over pairs, None without `resamples`;
+    ``unavailable`` says of each measure that no pair has why that is.
+    """
     identical = sum(row["psnr"] is None for row in rows)
     small = sum(row["ssim"] is None for row in rows)
     caveats = []
@@ -136,14 +145,20 @@ def summarise_pairs(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], lis
     scales = sorted({row["ms_ssim_scales"] for row in rows if row["ms_ssim"] is not None})
     if len(scales) > 1:
         caveats.append(f"MS-SSIM is over {' or '.join(map(str, scales))} scales, as many as fit each image")
-    summary = {
-        "pairs": len(rows),
-        "psnr": mean("psnr"),
-        "ssim": mean("ssim"),
-        "ms_ssim": mean("ms_ssim"),
+    summary: dict[str, Any] = {"pairs": len(rows)}
+    missing: dict[str, str] = {}
+    for name, reason in _WITHOUT.items():
+        values = [row[name] for row in rows if row[name] is not None]
+        if values:
+            found = mean_entry(values, resamples=resamples, seed=seed)
+            summary |= {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+        else:
+            summary |= {name: None, f"{name}_low": None, f"{name}_high": None}
+            missing[name] = reason
+    summary |= {
         "ms_ssim_scales": scales,
         "largest_change": max(row["largest_change"] for row in rows),
-        "mean_change": mean("mean_change"),
         "identical": identical,
+        "unavailable": missing,
     }
     return summary, caveats

@@ -28,14 +28,21 @@ class Section:
 def sections(summary: dict[str, Any], layers: int | None = None) -> list[Section]:
     """The tables of a summary.json; of the LoRD layers only the `layers` best, or all."""
     found = []
-    if "distribution" in summary:
-        found.append(_distribution(summary["distribution"]))
+    distribution = summary.get("distribution", {})
+    # Summaries of older versions know one kind of features.
+    found += [
+        _distribution(part) for part in distribution.get("sets", {"": distribution} if distribution else {}).values()
+    ]
     if "pairs" in summary:
         found.append(_pairs(summary["pairs"]))
+    if any(part in summary for part, _ in SCORES):
+        found.append(_scores(summary))
     if "frequency" in summary:
         found.append(_frequency(summary["frequency"]))
     if "detection" in summary:
         found.append(_detection(summary["detection"], layers))
+    if "denoising" in summary:
+        found.append(_denoising(summary["denoising"]))
     return found
 
 
@@ -49,19 +56,30 @@ def _interval_of(part: dict[str, Any], name: str) -> str:
     return "-" if low is None or high is None else f"{number(low, 3)} to {number(high, 3)}"
 
 
+def _measured(measure: dict[str, Any]) -> list[str]:
+    """Value and interval of a `Measure`, or that there are none and why."""
+    if "unavailable" in measure:
+        return [f"unavailable: {measure['unavailable']}", "-"]
+    return [number(measure["value"]), _interval_of({f"value_{end}": measure[end] for end in ("low", "high")}, "value")]
+
+
 def _distribution(part: dict[str, Any]) -> Section:
+    columns = ["measure", "value", INTERVAL]
+    title = f"Distances on {part['features']} features (lower is closer)"
+    if "unavailable" in part:
+        return Section(title, columns, [["all", *_measured(part)]])
+    names = ("FID", "KID") if "fid" in part else ("Frechet distance", "kernel distance (KID)")
     deviation = part["kernel_distance_std"]
     kernel = number(part["kernel_distance"])
     if deviation is not None:
         kernel += f" ± {number(deviation, 2)}"
     rows = [
-        ["Frechet distance", number(part["frechet_distance"]), _interval_of(part, "frechet_distance")],
-        ["kernel distance (KID)", kernel, _interval_of(part, "kernel_distance")],
+        [names[0], number(part["frechet_distance"]), _interval_of(part, "frechet_distance")],
+        [names[1], kernel, _interval_of(part, "kernel_distance")],
         ["KID subsets", f"{part['kid_subsets']} of {part['kid_subset_size']} images", ""],
         ["images", f"{part['generated']} generated, {part['reference']} reference", ""],
     ]
-    columns = ["measure", "value", INTERVAL]
-    return Section(f"Distances on {part['features']} features (lower is closer)", columns, rows)
+    return Section(title, columns, rows)
 
 
 def _scales(part: dict[str, Any]) -> str:
@@ -70,17 +88,52 @@ def _scales(part: dict[str, Any]) -> str:
 
 
 def _pairs(part: dict[str, Any]) -> Section:
+    missing = part.get("unavailable", {})
+
+    def row(title: str, name: str) -> list[str]:
+        if name in missing:
+            return [title, f"unavailable: {missing[name]}", "-"]
+        return [title, number(part.get(name)), _interval_of(part, name) if f"{name}_low" in part else "-"]
+
     rows = [
-        ["PSNR, mean (dB)", number(part["psnr"])],
-        ["SSIM, mean", number(part["ssim"])],
-        [f"MS-SSIM, mean{_scales(part)}", number(part.get("ms_ssim"))],
-        ["largest change (grey levels)", str(part["largest_change"])],
-        ["mean change (grey levels)", number(part["mean_change"])],
+        row("PSNR, mean (dB)", "psnr"),
+        row("SSIM, mean", "ssim"),
+        row(f"MS-SSIM, mean{_scales(part)}", "ms_ssim"),
+        row("mean change (grey levels)", "mean_change"),
+        ["largest change (grey levels)", str(part["largest_change"]), "-"],
     ]
     for side in ("generated", "reference"):
         if part[f"unmatched_{side}"]:
-            rows.append([f"{side} images without a partner", str(len(part[f"unmatched_{side}"]))])
-    return Section(f"{part['pairs']} pairs with the same name", ["measure", "value"], rows)
+            rows.append([f"{side} images without a partner", str(len(part[f"unmatched_{side}"])), "-"])
+    return Section(f"{part['pairs']} pairs with the same name", ["measure", "value", INTERVAL], rows)
+
+
+SCORES = {
+    ("clip", "clip_iqa"): "CLIP-IQA, P(good) (higher is better)",
+    ("clip", "clip_i"): "CLIP-I, cosine with the reference (higher is closer)",
+    ("clip", "clip_t"): "CLIP-T, cosine with the prompt (higher is closer)",
+    ("dino", "dino"): "DINO, cosine with the reference (higher is closer)",
+    ("identity", "ism"): "ISM, cosine with the reference's face (higher is closer)",
+    ("identity", "fdfr"): "FDFR, share without a face (lower is better)",
+    ("lpips", "lpips"): "LPIPS of pairs (lower is closer)",
+}
+"""Part and metric -> what it is and which way is better."""
+
+
+def _scores(summary: dict[str, Any]) -> Section:
+    rows = [
+        [title, *_measured(summary[part][metric])]
+        for (part, metric), title in SCORES.items()
+        if metric in summary.get(part, {})
+    ]
+    return Section("Scores of the generated images, mean over images", ["measure", "value", INTERVAL], rows)
+
+
+def _denoising(part: dict[str, Any]) -> Section:
+    rows = [["all timesteps", *_measured(part["loss"])]]
+    rows += [[f"timestep {values['timestep']}", *_measured(values)] for values in part["timesteps"]]
+    title = f"Denoising loss on {part['loss']['images']} reference images (lower is better)"
+    return Section(title, ["timesteps", "loss", INTERVAL], rows)
 
 
 def _frequency(part: dict[str, Any]) -> Section:

@@ -109,14 +109,6 @@ def test_what_can_not_be_loaded_is_explained(in_folder: Path, spec: str, message
         load_features(spec)
 
 
-def test_inception_without_torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
-    with pytest.raises(
-        ValueError, match=r"torch-fidelity, which is not installed: pip install 'lordfast\[inception\]'"
-    ):
-        load_features("inception")
-
-
 @pytest.mark.parametrize(
     ("output", "got"),
     [

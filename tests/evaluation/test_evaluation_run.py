@@ -115,14 +115,19 @@ def test_a_run_of_all_parts(faces: Path, attacked: Path, lord: Path, tmp_path: P
     found = summary["detection"]
     assert (found["clean"], found["attacked"], found["twins"]) == (4, 4, 4)
     gates = [row for row in rows_of(config.out) if row["part"] == "detection"]
-    assert len(gates) == 2 * 4 * 2
+    # Of each image a row per timestep and one over them.
+    assert [row["timestep"] for row in gates] == [20, 500, None] * 8
+    for name in ("logit", "lambda"):
+        for first, second, pooled in zip(*[iter(row[name] for row in gates)] * 3, strict=True):
+            assert pooled == pytest.approx((first + second) / 2)
     assert 0 <= found["auroc_low"] < found["auroc_high"] <= 1
     assert found["auroc_low"] <= found["auroc"] <= found["auroc_high"]
     mean = np.mean([row["lambda"] for row in gates if row["set"] == "attacked" and row["timestep"] == 500])
     assert found["timesteps"][1]["lambda_attacked"] == pytest.approx(mean)
-    # A row for the distances, a pair, an image, and an image at a timestep.
-    assert [row["step"] for row in rows_of(config.out)] == list(range(1, 1 + 1 + 4 + 8 + 16))
-    assert rows_of(config.out)[0] == {"step": 1, "part": "distribution", **distances}
+    # A row for the distances, a pair, an image, and an image at a timestep and over all.
+    assert [row["step"] for row in rows_of(config.out)] == list(range(1, 1 + 1 + 4 + 8 + 24))
+    assert rows_of(config.out)[0] == {"step": 1, "part": "distribution", **distances["sets"]["vae"]}
+    assert distances == {**distances["sets"]["vae"], "sets": distances["sets"]}
     table = (config.out / "table.md").read_text()
     assert "| Frechet distance |" in table and "| PSNR, mean (dB) |" in table and "* the covariance of" in table
     assert table.count("transformer_blocks") == len(found["layers"])
@@ -226,7 +231,7 @@ def test_an_interrupted_run_goes_on_with_the_missing_part(
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "plan_pairs", interrupted)
+        patch.setattr(module.parts, "plan_pairs", interrupted)
         with pytest.raises(Interrupted, match="after 1 of 3 parts"):
             run_evaluate(config)
     assert not (config.out / "summary.json").exists()
@@ -237,7 +242,7 @@ def test_an_interrupted_run_goes_on_with_the_missing_part(
     def forbidden(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("the finished part ran again")
 
-    monkeypatch.setattr("lordfast.evaluation.parts.compare", forbidden)
+    monkeypatch.setattr("lordfast.evaluation.parts.sets.compare", forbidden)
     config.resume = True
     assert without_time(run_evaluate(config)) == without_time(whole)
     assert rows_of(config.out) == rows_of(tmp_path / "whole")

@@ -170,14 +170,17 @@ class StudyCells:
         name = self.drawn(one, exposure, method)
         self._add(name, {**settings, **drawing}, draw, [trained])
         clean = self.drawn(one, Exposure(), self.design.methods[0])
-        work = self._measure(one, name, clean)
+        knows = {"lora": self.folder / trained / LORA, "lord": sampling, "prompt": prompt}
+        if sampling is not None and "lord_lambda" in method.variant.generate:
+            knows["lord_lambda"] = method.variant.generate["lord_lambda"]
+        work = self._measure(one, name, clean, knows)
         measured = self.measured(one, exposure, method)
         self._add(measured, {"measures": self._measures()}, work, [f"{one.name}/data", name, clean])
 
     def _measures(self) -> Options:
         return {"features": self.design.features, "evaluate": self.design.evaluate}
 
-    def _measure(self, one: Replicate, drawn: str, clean: str) -> Callable[[CellRun], Result]:
+    def _measure(self, one: Replicate, drawn: str, clean: str, knows: Options) -> Callable[[CellRun], Result]:
         def work(run: CellRun) -> Result:
             pictures, steps = self.folder / drawn / GENERATED, self._steps(*one.seeds)
             sets = {"generated": pictures, "reference": self.folder / one.name / "data" / "reference"}
@@ -189,6 +192,13 @@ class StudyCells:
                 found["features"][spec] = summary["distribution"]
                 if index == 0:
                     found["summary"] = summary
+            # The model as it draws, on pictures it has not seen; and the model alone, on what was drawn.
+            alone = {"denoising": True, "prompt": knows["prompt"]}
+            for kind, options in {
+                "held_out": {**alone, **knows, "reference": sets["reference"]},
+                "drawn": {**alone, "reference": pictures},
+            }.items():
+                found[kind] = steps.evaluate(run, kind, options)["denoising"]
             return found
 
         return work

@@ -55,6 +55,10 @@ def _distances(spec: str) -> list[Measure]:
 
 
 _OTHERS = [
+    # Paired to the noise, and so by far the least noisy: what the model knows of the subject, and whether what it draws
+    # is a picture as the model alone would draw one.
+    Measure("held-out", "denoising loss, held-out pictures", "lower", ("held_out", "loss", "value")),
+    Measure("drawn", "denoising loss of what is drawn", "lower", ("drawn", "loss", "value")),
     Measure("change", "change, RMS grey levels", "lower", ("change",)),
     Measure(
         "high-frequencies",
