@@ -19,6 +19,7 @@ COMMANDS = {
     "experiment": "compare attacks and purifiers over several identities and seeds, with intervals",
     "transfer": "measure how attacked images disturb image variation in other models and under other prompts",
     "pairs": "make image pairs for inpainting or super-resolution out of a folder of images",
+    "dataset": "bring images of a Hugging Face dataset into a folder with captions",
     "profile": "where the time of a command goes: phases, layers, launches, waits; a trace and a page",
     "bench": "how fast LoRD's layers are here, against the bare ones, eager PyTorch and a LoRA",
     "info": "versions, devices, backends and why one is missing",

@@ -12,8 +12,14 @@ console = Console(stderr=True)
 
 
 @contextmanager
-def progress(description: str, total: int, *, start: int = 0, show: bool = True) -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error; yields ``advance(n=1, note="")``. Quiet where it is not a terminal."""
+def progress(
+    description: str, total: int | None, *, start: int = 0, show: bool = True
+) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error; yields ``advance(n=1, note="")``. Quiet where it is not a terminal.
+
+    Args:
+        total: None where nobody knows.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
