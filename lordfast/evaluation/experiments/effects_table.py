@@ -30,14 +30,20 @@ def title_of(measure: dict[str, Any]) -> str:
     return name if measure["features"] == PICTURES else f"{name} in {measure['features']} features"
 
 
+def written(value: float, digits: int = 3) -> str:
+    """`value` to as many significant digits, those before the point all of them: 1234 and not 1.23e+03."""
+    text = number(value, digits)
+    return f"{value:.0f}" if "e+" in text else text
+
+
 def cell_text(estimate: dict[str, Any] | None, n: int, signed: bool = False) -> str:
     """``1.2 (0.9 to 1.5)``; the number of replicates too, where it is not `n`; a dash where there is none."""
     if estimate is None or estimate["value"] is None:
         return "-"
     sign = "+" if signed and estimate["value"] > 0 else ""
-    text = sign + number(estimate["value"], 3)
+    text = sign + written(estimate["value"])
     if estimate["low"] is not None:
-        text += f" ({number(estimate['low'], 3)} to {number(estimate['high'], 3)})"
+        text += f" ({written(estimate['low'])} to {written(estimate['high'])})"
     return text if estimate["n"] == n else f"{text} [n = {estimate['n']}]"
 
 

@@ -116,7 +116,8 @@ def compute(
         return results
 
     def on_cell(name: str, status: Status) -> None:
-        run.log({"step": len(status.done) + len(status.failed), "cell": name, **status.done.get(name, {})})
+        seconds = status.done.get(name, {}).get("seconds")
+        run.log({"step": len(status.done) + len(status.failed), "cell": name, "seconds": seconds})
         # A large grid's tables take seconds, and its cells are many.
         if time.perf_counter() - written >= _SHARE * spent:
             save(status)

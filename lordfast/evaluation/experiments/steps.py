@@ -76,10 +76,11 @@ class Steps:
     def train(
         self, run: CellRun, images: Path, prompt: str, options: Mapping[str, Any], lord: Path | None = None
     ) -> Result:
-        """A LoRA: plain, or on top of a frozen LoRD."""
+        """A LoRA: plain, or on top of a frozen LoRD; options of the LoRD are for those that have one."""
         needed = {"model": self.model, "instance_data": images, "instance_prompt": prompt, "lord": lord}
         needed |= {"tensorboard": False, "cache_dir": self.cache, **self._run(run.folder / LORA, "train")}
-        config = build(Stage2Config, needed, {"resolution": self.resolution, "keep_checkpoints": 1}, options)
+        offered = {"resolution": self.resolution, "keep_checkpoints": 1}
+        config = build(Stage2Config, needed, offered, _without_lord(options) if lord is None else options)
         return run.step("train", lambda: run_stage2(config))
 
     def draw(
@@ -88,7 +89,8 @@ class Steps:
         """Pictures, from the same starting noise in every condition."""
         needed = {"model": self.model, "prompt": prompt, "lora": lora, "lord": lord}
         needed |= self._run(run.folder / GENERATED, "noise")
-        config = build(GenerateConfig, needed, {"resolution": self.resolution}, options)
+        usable = _without_lord(options) if lord is None else options
+        config = build(GenerateConfig, needed, {"resolution": self.resolution}, usable)
         return run.step("generate", lambda: run_generate(config))
 
     def evaluate(self, run: CellRun, name: str, options: Mapping[str, Any]) -> Result:
@@ -105,3 +107,7 @@ class Steps:
             shutil.rmtree(out)
         common = {"device": self.device, "dtype": self.dtype, "resume": True}
         return {"out": out, "seed": derive_seed(*self.parts, kind), **common}
+
+
+def _without_lord(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if not name.startswith("lord_")}

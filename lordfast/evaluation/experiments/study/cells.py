@@ -152,7 +152,7 @@ class StudyCells:
 
         def train(run: CellRun) -> Result:
             images = self._pictures(run, one, exposure)
-            found: Result = {"pictures": str(images.relative_to(self.folder))}
+            found: Result = {}
             if method.purifier is not None:
                 found["purify"] = steps.purify(run, method.purifier, images, method.options)
                 images = run.folder / PURIFIED

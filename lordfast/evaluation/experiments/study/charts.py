@@ -20,12 +20,13 @@ _DASHES = (0, (3, 2))
 
 
 def write_charts(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Write what there is to show as PNG: ``chart-DATASET.png``, ``curves.png``, ``gate-DATASET.png``."""
+    """Write what there is to show as PNG: ``chart-DATASET.png``, ``curves.png``,
+    ``curves-paired.png``, ``gate-DATASET.png``."""
     figures: dict[str, Figure] = {}
     if results["columns"]:
         figures |= {f"chart-{dataset}": effects_chart(results, dataset) for dataset in results["datasets"]}
         if len({setting[2] for setting in settings_of(results)}) > 1:
-            figures["curves"] = curves_chart(results)
+            figures |= {"curves": curves_chart(results), "curves-paired": curves_chart(results, paired=True)}
     for dataset in results["datasets"]:
         rows = [row for row in results["gates"] if row["dataset"] == dataset and row["cells"]]
         if rows:
@@ -73,50 +74,64 @@ def effects_chart(results: dict[str, Any], dataset: str) -> Figure:
     return figure
 
 
-def curves_chart(results: dict[str, Any]) -> Figure:
-    """A row of panels per dataset, attack and budget, a panel per measure, a curve per method: its mean over the share
-    of attacked pictures, with the 95 % interval."""
+def curves_chart(results: dict[str, Any], paired: bool = False) -> Figure:
+    """A row of panels per dataset, attack and budget, a panel per measure, a curve per method over the attacked share.
+
+    Args:
+        paired: the difference from the LoRA of clean images within replicates, whose interval leaves out what the
+            replicates differ in; else the mean.
+    """
     places = list(dict.fromkeys((d, s[0], s[1]) for d in results["datasets"] for s in settings_of(results)))
     columns = results["columns"]
-    figure = Figure(figsize=(3.0 * len(columns) + 0.4, 2.5 * len(places) + 0.8), layout="constrained")
+    figure = Figure(figsize=(3.0 * len(columns) + 0.4, 2.5 * len(places) + 1.1), layout="constrained")
     grid = figure.subplots(len(places), len(columns), squeeze=False)
+    handles: dict[str, Any] = {}
     for (dataset, attack, budget), panels in zip(places, grid, strict=True):
         for panel, column in zip(panels, columns, strict=True):
-            for index, (method, points) in enumerate(curves(results, dataset, attack, budget, column["key"]).items()):
-                shares = [100 * share + 0.6 * index for share, _ in points]
+            lines = curves(results, dataset, attack, budget, column["key"], "against_clean" if paired else None)
+            for index, (method, points) in enumerate(lines.items()):
+                # A little apart, so that bars don't hide each other.
+                shares = [100 * share + 0.7 * index for share, _ in points]
                 values = [entry["value"] for _, entry in points]
+                low, high = ([_end(entry, end) for _, entry in points] for end in ("low", "high"))
                 ends = [
-                    [
-                        entry["value"] - (entry["value"] if entry["low"] is None else entry["low"])
-                        for _, entry in points
-                    ],
-                    [
-                        (entry["value"] if entry["high"] is None else entry["high"]) - entry["value"]
-                        for _, entry in points
-                    ],
+                    [value - end for value, end in zip(values, low, strict=True)],
+                    [end - value for value, end in zip(values, high, strict=True)],
                 ]
                 colour = _LINES[index % len(_LINES)]
-                panel.errorbar(
-                    shares, values, ends, label=title_of(method), color=colour, marker="o", markersize=3.5,
+                handles[title_of(method)] = panel.errorbar(
+                    shares, values, ends, color=colour, marker="o", markersize=3.5,
                     linewidth=1.3, elinewidth=0.9, capsize=2,
                 )  # fmt: skip
             panel.set_title(f"{dataset}, {attack}: {column['title']}", fontsize=8)
             panel.set_xlabel("% of the pictures attacked", fontsize=8)
             _plain(panel)
-    grid[0][0].legend(fontsize=7, frameon=False)
-    text = f"{_state(results)}Mean and 95 % interval over {counted(results['per_dataset'], 'replicate')}."
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
+    what = "Difference from the LoRA of clean images within replicates" if paired else "Mean"
+    text = f"{_state(results)}{what}, and 95 % interval over {counted(results['per_dataset'], 'replicate')}."
     figure.suptitle(text, fontsize=9)
     return figure
 
 
+def _end(entry: dict[str, Any], end: str) -> float:
+    """Where a bar ends; without an interval it has no length."""
+    return entry["value"] if entry[end] is None else entry[end]
+
+
 def curves(
-    results: dict[str, Any], dataset: str, attack: str, budget: int, key: str
+    results: dict[str, Any], dataset: str, attack: str, budget: int, key: str, part: str | None = None
 ) -> dict[str, list[tuple[float, dict[str, Any]]]]:
-    """Method -> (share of attacked pictures, estimate), from clean on; the clean LoRA is where the plain one begins."""
+    """Method -> (share of attacked pictures, estimate), from clean on; the clean LoRA is where the plain one begins.
+
+    Args:
+        part: of a measure's effects; the mean when left out.
+    """
     found: dict[str, list[tuple[float, dict[str, Any]]]] = {}
     for row in results["rows"]:
         here = row["attack"] is None or (row["attack"], row["budget"]) == (attack, budget)
         entry = row["measures"].get(key)
+        if part is not None and entry is not None:
+            entry = {"value": 0.0, "low": None, "high": None} if row["method"] == "clean-lora" else entry[part]
         if row["dataset"] == dataset and here and entry is not None and entry["value"] is not None:
             method = "lora" if row["method"] == "clean-lora" else row["method"]
             found.setdefault(method, []).append((row["proportion"], entry))
@@ -138,7 +153,7 @@ def gate_chart(results: dict[str, Any], rows: list[dict[str, Any]]) -> Figure:
         panel.set_xticks(range(len(steps)), [str(step) for step in steps])
         panel.set_xlabel("timestep", fontsize=7)
         panel.tick_params(labelsize=6)
-    panels[0].set_yticks(range(len(layers)), layers)
+    panels[0].set_yticks(range(len(layers)), [layer.replace(".transformer_blocks.0", "") for layer in layers])
     figure.colorbar(image, ax=panels[-1], label="AUROC of lambda, mean over replicates")
     figure.suptitle(f"{_state(results)}{rows[0]['dataset']}", fontsize=9)
     return figure

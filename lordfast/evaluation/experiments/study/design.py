@@ -172,7 +172,7 @@ def design(config: StudyConfig) -> Design:
     _check_numbers(config)
     recipe = RECIPES[config.recipe]
     datasets = _datasets(config, recipe.eps)
-    attacks = {name: _attack(name, {**recipe.attacks, **config.attacks}) for name in config.attack or recipe.attacks}
+    attacks = {name: _attack(name, {**recipe.attacks, **config.attacks}) for name in config.attack or recipe.attack}
     base = {part: {**getattr(recipe, part), **getattr(config, part)} for part in ("stage1", "stage2", "generate")}
     variants = read_variants(base, config.variants)
     _check_different("methods", config.methods)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lordfast.evaluation.experiments.effects_table import written
 from lordfast.evaluation.experiments.study.tables import headline, rows_of, setting_title, settings_of, title_of
-from lordfast.evaluation.table import number
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -50,5 +50,5 @@ def _value(entry: dict[str, Any] | None) -> str:
     if entry is None or entry["value"] is None:
         return "--"
     if entry["low"] is None:
-        return number(entry["value"], 3)
-    return rf"${number(entry['value'], 3)} \pm {number((entry['high'] - entry['low']) / 2, 2)}$"
+        return written(entry["value"])
+    return rf"${written(entry['value'])} \pm {written((entry['high'] - entry['low']) / 2, 2)}$"

@@ -16,12 +16,14 @@ class Recipe:
     """Defaults of a study.
 
     Attributes:
-        attacks: name -> options, with the kind under ``attack``; all of them are run where a study names none.
+        attack: names of the attacks that are run where a study names none.
+        attacks: name -> options, with the kind under ``attack``.
         eps: budgets.
         stage1, stage2, generate, evaluate: options of these commands.
         features: of the distances.
     """
 
+    attack: tuple[str, ...]
     attacks: dict[str, Options]
     eps: tuple[str, ...]
     stage1: Options
@@ -32,12 +34,19 @@ class Recipe:
 
 _DRAWN = ("lordfast.demo.classifier:load_classifier", "vae")
 # Read off the demo: what LoRD sees in Stage 1 is the same kind of attack, with fewer and larger steps.
-_PGD = {"attack": "pgd", "targeted": True, "step_size": "2/255", "attack_steps": 40}
+_STEPS = {"step_size": "2/255", "attack_steps": 40}
+_DRAWN_ATTACKS: dict[str, Options] = {
+    "pgd": {"attack": "pgd", "targeted": True, **_STEPS},
+    "untargeted": {"attack": "pgd", "targeted": False, **_STEPS},
+    "mist": {"attack": "mist", **_STEPS},
+    "ace": {"attack": "ace"},
+}
 _STAGE1 = {"eps": "16/255", "step_size": "4/255", "attack_steps": 10, "targeted": True, "steps": 200, "batch_size": 4}
 
 RECIPES = {
     "demo": Recipe(
-        attacks={"pgd": _PGD},
+        attack=("pgd",),
+        attacks=_DRAWN_ATTACKS,
         eps=("16/255",),
         stage1={**_STAGE1, "lr": 5e-4, "lambda_det": 1.0},
         stage2={"steps": 150, "batch_size": 4, "lr": 2e-3, "rank": 4},
@@ -45,7 +54,8 @@ RECIPES = {
         features=_DRAWN,
     ),
     "quick": Recipe(
-        attacks={"pgd": {**_PGD, "attack_steps": 10}},
+        attack=("pgd",),
+        attacks={name: {**options, "attack_steps": 4} for name, options in _DRAWN_ATTACKS.items()},
         eps=("16/255",),
         stage1={**_STAGE1, "attack_steps": 4, "steps": 20, "lr": 5e-4, "lambda_det": 1.0},
         stage2={"steps": 30, "batch_size": 4, "lr": 2e-3, "rank": 4},
@@ -56,6 +66,7 @@ RECIPES = {
     # writes them: on [-1, 1] tensors, half as large in pixels. Class images of prior preservation need a prompt that
     # depends on the dataset, so mist-v2's are left to ``stage2``.
     "paper": Recipe(
+        attack=("ace",),
         attacks={
             "ace": {
                 "attack": "ace",

@@ -66,7 +66,7 @@ def paper_table(results: dict[str, Any], setting: tuple[str, int, float]) -> Sec
         for row in rows_of(results, dataset, setting):
             cells = lines.setdefault(row["method"], ["-"] * (len(datasets) * len(columns)))
             for index, column in enumerate(columns):
-                cells[place * len(columns) + index] = _value(row, column["key"], results["replicates"])
+                cells[place * len(columns) + index] = _value(row, column["key"], results["per_dataset"])
     rows = [[title_of(method), *cells] for method, cells in lines.items()]
     return Section(f"{setting_title(results, setting)}: means", heads, rows)
 
