@@ -101,3 +101,37 @@ def test_unequal_numbers_of_images_are_refused(batches: PairedBatches, demo_mode
     one = LatentStore.of(demo_model, [np.zeros((64, 64, 3), np.uint8)], TensorCache())
     with pytest.raises(ValueError, match="one image for each of the 3 clean ones, got 1"):
         PairedBatches(batches.clean, one, batches.text, demo_model.timesteps)
+
+
+def test_low_timesteps_count_by_alpha_bar(demo_model: Any, batches: PairedBatches) -> None:
+    model, batch = _with_lord(demo_model, target_modules=["attn1.to_q"]), _draw(batches, [2, 0])
+    batch["timesteps"] = torch.tensor([10, 900])
+
+    def detection(**options: str) -> float:
+        with torch.no_grad():
+            return float(DefenseObjective(model, lambda_adv=0.0, lambda_det=0.1, **options)(**batch)["detection"])
+
+    with torch.no_grad(), collect_gates(model.unet) as gates:
+        twice = [torch.cat([batch[name], batch[name]]) for name in ("noise", "timesteps")]
+        text = {name: torch.cat([value, value]) for name, value in batch["text"].items()}
+        model.loss(torch.cat([batch["clean"], batch["perturbed"]]), *twice, text)
+    alpha_bar = model.scheduler.alphas_cumprod
+    weights = (alpha_bar[batch["timesteps"]] / alpha_bar.mean()).tolist()
+    assert weights[0] > 1 > weights[1] > 0
+    terms = []
+    for logit in gates.values():
+        sample = logit.mean(1)
+        each = [
+            -F.logsigmoid(-sample[0]),
+            -F.logsigmoid(-sample[1]),
+            -F.logsigmoid(sample[2]),
+            -F.logsigmoid(sample[3]),
+        ]
+        terms.append(sum(weights[i % 2] * float(term) for i, term in enumerate(each)) / 2)
+    found = detection(det_timesteps="low", det_tokens="sample")
+    assert found == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+    pooled = torch.stack([logit.mean(1) for logit in gates.values()]).mean(0)
+    expected = (-F.logsigmoid(-pooled[:2]).sum() - F.logsigmoid(pooled[2:]).sum()) / 2
+    assert detection(det_layers="pooled") == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(ValueError, match="det_timesteps must be one of uniform, low, got 'high'"):
+        detection(det_timesteps="high")

@@ -114,9 +114,26 @@ def one_layer_frozen(fusing: SimpleNamespace, unet: Any) -> None:
     layer.set_requires_grad("lord", False)
 
 
+def timed_gates(fusing: SimpleNamespace, unet: Any) -> None:
+    for path, parameter in unet.named_parameters():
+        if "lord_wt" in path:
+            torch.nn.init.normal_(parameter)
+
+
+def overridden(fusing: SimpleNamespace, unet: Any) -> None:
+    layers = [m for m in unet.modules() if isinstance(m, lordfast.LordLayer)]
+    # Some of them only: the rest is still computed together.
+    for layer in layers[::3]:
+        layer.lord_lambda = 0.25
+
+
 STATES: dict[str, tuple[dict[str, Any], Callable[[SimpleNamespace, Any], Any]]] = {
     "plain": ({}, lambda fusing, unet: None),
     "sample gates": ({"gate_granularity": "sample", "gate_activation": "gelu"}, lambda fusing, unet: None),
+    "a temperature": ({"gate_temperature": 3.0}, lambda fusing, unet: None),
+    "gates of x": ({"gate_input": "input", "gate_norm": "rms"}, lambda fusing, unet: None),
+    "gates that know the timestep": ({"gate_timestep": True}, timed_gates),
+    "some lambdas overridden": ({}, overridden),
     "two loras": ({}, two_loras),
     "dora": ({}, lambda fusing, unet: fusing.lora(unet, "one", use_dora=True)),
     "lora off": ({}, disabled_lora),

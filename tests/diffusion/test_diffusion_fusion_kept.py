@@ -40,8 +40,9 @@ def test_fewer_operations(fusing: SimpleNamespace) -> None:
     assert [group.runs for group in hook._groups] == [[20, 12]]
 
 
-def test_a_text_is_projected_once(fusing: SimpleNamespace) -> None:
-    unet = lordfast.optimize(fusing.lord(fusing.unet()))
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_text_is_projected_once(fusing: SimpleNamespace, temperature: float) -> None:
+    unet = lordfast.optimize(fusing.lord(fusing.unet(), gate_temperature=temperature))
     call = fusing.Call(unet)
     call.text.requires_grad_(False)
     with torch.no_grad(), fusing.counted() as sampling:
@@ -139,6 +140,10 @@ def load(fusing: SimpleNamespace, unet: Any, call: Any) -> None:
     unet.load_state_dict({name: value + 0.01 for name, value in unet.state_dict().items()}, assign=True)
 
 
+def override_lambda(fusing: SimpleNamespace, unet: Any, call: Any) -> None:
+    lordfast.override_lambda(unet, 0.75)
+
+
 def fold_a_lora_in(fusing: SimpleNamespace, unet: Any, call: Any) -> None:
     fusing.lora(unet, "one")
     unet.fuse_lora()
@@ -149,7 +154,10 @@ def second_lord(fusing: SimpleNamespace, unet: Any, call: Any) -> None:
     fusing.lord(unet, "second", r=2)
 
 
-OTHERS = (edit_text, another_text, one_parameter, swap_data, base_weight, load, fold_a_lora_in, second_lord)
+OTHERS = (
+    *(edit_text, another_text, one_parameter, swap_data, base_weight, load),
+    *(override_lambda, fold_a_lora_in, second_lord),
+)
 CHANGES = (*TRAINING, step_with_given_gradients, *OTHERS)
 
 
