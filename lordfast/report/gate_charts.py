@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lordfast.report import Block, Chart, Charts, Column, Details, Line, Measured, Table, heat_map, line_chart
+from lordfast.report.blocks import Block, Chart, Charts, Column, Details, Table
+from lordfast.report.charts import Line, heat_map, line_chart
+from lordfast.report.numbers import Measured
 
 _LAYER = re.compile(
     r"(?:(down|up)_blocks\.(\d+)|(mid)_block)\.attentions\.(\d+)\.transformer_blocks\.(\d+)\.attn([12])\."
