@@ -224,13 +224,14 @@ def _images(run: Path, damage: dict[str, Any]) -> list[Block]:
         strict=True,
     ):
         before, after = load_image(clean.path), load_image(attacked.path)
+        change = amplified(before, after, AMPLIFIED)
         rows.append(
             PictureRow(
                 "",
                 [
                     Picture(before, f"clean image {clean.name}", "clean"),
                     Picture(after, f"attacked image {attacked.name}", "attacked"),
-                    Picture(amplified(before, after, AMPLIFIED), f"what changed in {clean.name}", f"change × {AMPLIFIED}"),
+                    Picture(change, f"what changed in {clean.name}", f"change × {AMPLIFIED}"),
                 ],
             )
         )

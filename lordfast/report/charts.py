@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -59,6 +61,15 @@ def _apart(lines: Sequence[Line]) -> float:
     """How far to move curves with intervals apart, so that these don't hide each other."""
     places = [place for line in lines if line.intervals for place in line.x]
     return 0.012 * (max(places) - min(places)) if len(lines) > 1 and places else 0.0
+
+
+def _legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    """Below the drawing: in one row where that is wide enough."""
+    labels = [_short(name, 50) for name in names]
+    columns = len(labels) if sum(map(len, labels)) + 6 * len(labels) < 60 else 1
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=10.5, borderpad=0, columnspacing=1.4
+    )
 
 
 def line_chart(
@@ -130,17 +141,7 @@ def line_chart(
         axes.set_xlabel(_short(x_label, 50))
         axes.set_title(_short(y_label, 50), loc="left", fontsize=10.5, color=MUTED)
         if len(lines) > 1:
-            labels = [_short(line.label, 50) for line in lines]
-            columns = len(lines) if sum(map(len, labels)) + 6 * len(labels) < 60 else 1
-            figure.legend(
-                handles,
-                labels,
-                loc="outside lower center",
-                ncols=columns,
-                fontsize=10.5,
-                borderpad=0,
-                columnspacing=1.4,
-            )
+            _legend(figure, handles, [line.label for line in lines])
 
     return draw(215 + (18 if len(lines) > 1 else 0), paint)
 
@@ -226,13 +227,11 @@ def histogram(groups: Sequence[tuple[str, Sequence[float]]], *, x_label: str, bi
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        handles = []
+        handles: list[Artist] = []
         for i, (_, values) in enumerate(groups):
-            weights = [1 / len(values)] * len(values)
-            options: dict[str, Any] = {"bins": bins, "range": (low, high), "weights": weights}
-            axes.hist(values, histtype="stepfilled", color=_series(i), alpha=0.35, **options)
-            drawn = axes.hist(values, histtype="step", color=_series(i), linewidth=1.4, **options)
-            handles += [drawn[2][0]]
+            counts, edges = np.histogram(values, bins, (low, high))
+            axes.stairs(counts / len(values), edges, fill=True, color=_series(i), alpha=0.35)
+            handles.append(axes.stairs(counts / len(values), edges, color=_series(i), linewidth=1.4))
         axes.set_ylim(0, None)
         axes.grid(axis="y", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -242,18 +241,9 @@ def histogram(groups: Sequence[tuple[str, Sequence[float]]], *, x_label: str, bi
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(_short(x_label, 50))
         axes.set_title("share", loc="left", fontsize=10.5, color=MUTED)
-        labels = [_short(f"{name} ({len(values)})", 40) for name, values in groups]
-        figure.legend(
-            handles,
-            labels,
-            loc="outside lower center",
-            ncols=len(groups) if sum(map(len, labels)) + 6 * len(labels) < 60 else 1,
-            fontsize=10.5,
-            borderpad=0,
-            columnspacing=1.4,
-        )
+        _legend(figure, handles, [f"{name} ({len(values)})" for name, values in groups])
 
-    return draw(215, paint)
+    return draw(215 + 18, paint)
 
 
 def interval_chart(

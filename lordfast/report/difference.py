@@ -18,7 +18,7 @@ def amplified(before: Uint8Image, after: Uint8Image, factor: int) -> Uint8Image:
 
 
 def factor_for(pairs: Sequence[tuple[Uint8Image, Uint8Image]]) -> int:
-    """A factor for all of `pairs`, so that they compare: a power of two up to 64 that shows 99 % of pixels unclipped."""
+    """A factor for all of `pairs`, so that they compare: a power of two up to 64 that clips few pixels."""
     changes = [np.percentile(np.abs(after.astype(int) - before.astype(int)), 99) for before, after in pairs]
     most = max(changes, default=0)
     factor = LARGEST

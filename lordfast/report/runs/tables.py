@@ -1,0 +1,131 @@
+"""Numbers of a summary, whatever its shape: as facts, and as tables with intervals and reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
+
+from lordfast.report.blocks import Column, Table
+from lordfast.report.numbers import Better, Measured, decimals, written
+
+TITLES: dict[str, tuple[str, Better | None]] = {
+    "frechet_distance": ("Fréchet distance", "lower"),
+    "kernel_distance": ("Kernel distance (KID)", "lower"),
+    "fid": ("FID", "lower"),
+    "kid": ("KID", "lower"),
+    "clip_iqa": ("CLIP-IQA", "higher"),
+    "clip_i": ("CLIP-I", "higher"),
+    "clip_t": ("CLIP-T", "higher"),
+    "dino": ("DINO similarity", "higher"),
+    "psnr": ("PSNR (dB)", "higher"),
+    "ssim": ("SSIM", "higher"),
+    "ms_ssim": ("MS-SSIM", "higher"),
+    "lpips": ("LPIPS", "lower"),
+    "ism": ("Identity score matching (ISM)", "higher"),
+    "fdfr": ("Face detection failure rate (FDFR)", "lower"),
+    "auroc": ("AUROC of λ", "higher"),
+    "lambda_clean": ("mean λ, clean images", None),
+    "lambda_attacked": ("mean λ, attacked images", None),
+    "largest_change": ("largest change (grey levels)", None),
+    "mean_change": ("mean change (grey levels)", None),
+    "share": ("share of the power", None),
+    "amplitude": ("amplitude (grey levels)", None),
+}
+"""What known numbers are called, and which direction of them is better."""
+
+_ENDS = ("_low", "_high")
+
+
+def title_of(key: str) -> str:
+    """What a number is called."""
+    return TITLES[key][0] if key in TITLES else key.replace("_", " ")
+
+
+def in_words(found: Measured) -> tuple[str, str]:
+    """The value and its interval, to three digits of the largest of them; "" where there is no interval."""
+    if not found.interval:
+        return plain(found.value), ""
+    digits = decimals((found.value, *found.interval))
+    low, high = (written(end, digits) for end in found.interval)
+    return written(found.value, digits), f"{low} to {high}"
+
+
+def plain(value: float) -> str:
+    """A number to four significant digits; a whole one without decimals."""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+    if value == int(value):
+        return f"{int(value):,}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def facts_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every plain value at any depth, as (path, text); of long lists how long they are."""
+    for name, value in values.items():
+        path = f"{prefix}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            yield from facts_of(value, f"{path} / ")
+        elif isinstance(value, list):
+            short = len(value) <= 8 and not any(isinstance(item, list | dict) for item in value)
+            yield path, (", ".join(map(text_of, value)) or "none") if short else f"{len(value):,} entries"
+        else:
+            yield path, text_of(value)
+
+
+def text_of(value: object) -> str:
+    """A plain JSON value for people."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return plain(value) if isinstance(value, int | float) else str(value)
+
+
+def measure_table(name: str, part: Mapping[str, Any]) -> Table | None:
+    """The numbers of a part of a summary, a row each: value, interval, and, of what could not be measured, the reason.
+
+    Read are ``name`` with ``name_low`` and ``name_high`` beside it, ``{"value", "low", "high"}``, and
+    ``{"unavailable": reason}``, at any depth. Lists are left out.
+    """
+    rows = list(_rows(part, ""))
+    if "unavailable" in part:
+        rows = [(title_of(name), ("unavailable", "", str(part["unavailable"])))]
+    if not rows:
+        return None
+    columns = [Column("value"), Column("95 % interval"), Column("")]
+    return Table("measure", columns, [(title, list(cells)) for title, cells in rows], _caption(name, part))
+
+
+def _caption(name: str, part: Mapping[str, Any]) -> str:
+    features = part.get("features")
+    more = f", {features} features" if isinstance(features, str) else ""
+    return f"{name.replace('_', ' ').capitalize()}{more}"
+
+
+def _rows(part: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    for key, value in part.items():
+        title = f"{prefix}{title_of(key)}"
+        better = TITLES.get(key, ("", None))[1]
+        note = f"{better} is better" if better else ""
+        if isinstance(value, Mapping):
+            if "unavailable" in value:
+                yield title, ("unavailable", "", str(value["unavailable"]))
+            elif "value" in value:
+                found = Measured.read(dict(value))
+                reason = value.get("reason") or value.get("unavailable")
+                if found is not None:
+                    yield title, (*in_words(found), note)
+                elif reason:
+                    yield title, ("unavailable", "", str(reason))
+            else:
+                yield from _rows(value, f"{title}: ")
+        elif is_number(value) and not any(key.endswith(end) and key.removesuffix(end) in part for end in _ENDS):
+            found = Measured.read({"value": value, **{end[1:]: part.get(f"{key}{end}") for end in _ENDS}})
+            assert found is not None
+            yield title, (*in_words(found), note)
