@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -205,12 +206,13 @@ def heat_map(
     return draw(45 + 20 * len(rows), paint)
 
 
-def histogram(groups: Sequence[tuple[str, Sequence[float]]], *, x_label: str, bins: int = 24) -> str:
+def histogram(groups: Sequence[tuple[str, Sequence[float]]], *, x_label: str, bins: int | None = None) -> str:
     """How the values of each group are distributed, as shares of the group, as an SVG.
 
     Args:
         groups: name and finite values of each.
-        bins: of equal width, from the smallest to the largest value of all groups.
+        bins: of equal width, from the smallest to the largest value of all groups; left out, about twice the square
+            root of the largest group's size, from 5 to 24.
 
     Raises:
         ValueError: no groups, or one without values.
@@ -220,6 +222,8 @@ def histogram(groups: Sequence[tuple[str, Sequence[float]]], *, x_label: str, bi
         raise ValueError(f"groups: expected at least one, each with values, got {counts}")
     everything = [value for _, values in groups for value in values]
     low, high = min(everything), max(everything)
+    if bins is None:
+        bins = min(24, max(5, round(2 * math.sqrt(max(len(values) for _, values in groups)))))
     if high == low:
         # A width of its own for the one bar that there is.
         half = max(abs(low), 1e-6) * 0.05
@@ -238,12 +242,15 @@ def histogram(groups: Sequence[tuple[str, Sequence[float]]], *, x_label: str, bi
         axes.spines["left"].set_visible(False)
         axes.tick_params(length=0)
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        # Close values have long labels, which matplotlib would shorten to an offset that nobody reads.
+        axes.xaxis.set_major_locator(MaxNLocator(5 if high - low > 0.01 * max(abs(low), abs(high)) else 3))
+        axes.ticklabel_format(axis="x", useOffset=False)
         axes.set_xlabel(_short(x_label, 50))
         axes.set_title("share", loc="left", fontsize=10.5, color=MUTED)
-        _legend(figure, handles, [f"{name} ({len(values)})" for name, values in groups])
+        if len(groups) > 1:
+            _legend(figure, handles, [f"{name} ({len(values)})" for name, values in groups])
 
-    return draw(215 + 18, paint)
+    return draw(215 + (18 if len(groups) > 1 else 0), paint)
 
 
 def interval_chart(
@@ -276,11 +283,13 @@ def interval_chart(
             }
             axes.annotate(_short(name, 42), (0, i), ha="left", color=MUTED, **above)
             axes.annotate(written(found.value, digits), (1, i), ha="right", color=INK, **above)
-        for name, place in references:
-            axes.axvline(place, color=MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=0)
+        for place, (name, value) in enumerate(references):
+            axes.axvline(value, color=MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=0)
+            # Away from each other: the first to the left, where there are several.
+            side = -1 if place == 0 and len(references) > 1 else 1
             axes.annotate(
-                _short(name, 24), (place, 0), xycoords=("data", "axes fraction"), xytext=(3, 3),
-                textcoords="offset points", ha="left", va="bottom", color=MUTED, fontsize=9,
+                _short(name, 24), (value, 0), xycoords=("data", "axes fraction"), xytext=(3 * side, 3),
+                textcoords="offset points", ha="right" if side < 0 else "left", va="bottom", color=MUTED, fontsize=9,
             )  # fmt: skip
         axes.set_yticks([])
         axes.set_ylim(len(rows) - (0.35 if references else 0.6), -0.75)

@@ -21,7 +21,7 @@ from lordfast.report.numbers import Measured, decimals, written
 from lordfast.report.svg import place
 
 PIXELATED = 128
-"""Longest side, in pixels, of images that are shown pixel by pixel; larger ones are photographs."""
+"""Shorter side, in pixels, up to which images are shown pixel by pixel; larger ones are photographs."""
 
 
 def write_page(page: Page, path: str | Path) -> None:
@@ -56,7 +56,7 @@ def image_uri(image: Uint8Image) -> str:
     """uint8 (H, W, 3) in a data: address: as PNG, pixel by pixel; above `PIXELATED`, as JPEG where that is shorter."""
     check_image(image, "image")
     picture = Image.fromarray(image)
-    kinds = ["PNG"] if max(image.shape[:2]) <= PIXELATED else ["PNG", "JPEG"]
+    kinds = ["PNG"] if min(image.shape[:2]) <= PIXELATED else ["PNG", "JPEG"]
     found = []
     for kind in kinds:
         stream = io.BytesIO()

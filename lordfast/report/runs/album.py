@@ -91,12 +91,11 @@ def pictures_of(folder: Path, alt: str, most: int, captions: bool = False) -> tu
 
 @dataclass(frozen=True)
 class Change:
-    """A picture before and after: where they are, what the picture is called, and what to say about it."""
+    """A picture before and after: where they are, and what the picture is called."""
 
     before: Path
     after: Path
     name: str
-    caption: str = ""
 
 
 def changes(
@@ -123,13 +122,13 @@ def changes(
     for pair, before, after in loaded:
         change = amplified(before, after, factor)
         row = album.row(
-            pair.caption and pair.name,
+            pair.name,
             [
                 Picture(thumbnail(before), f"{words[0]} image {pair.name}", words[0]),
                 Picture(thumbnail(after), f"{words[1]} image {pair.name}", words[1]),
                 Picture(thumbnail(change, average=False), f"what changed in {pair.name}", f"change × {factor}"),
             ],
-            pair.caption,
+            "unchanged" if (ratio := psnr(before, after)) is None else f"PSNR {ratio:.1f} dB",
         )
         rows += [row] if row is not None else []
     return (Gallery(rows, across=3, cards=cards) if rows else None), factor, missing

@@ -70,8 +70,7 @@ def replicate_blocks(one: Replicate, cells: Path, album: Album) -> list[Block]:
         if gallery is not None:
             blocks += [Paragraph(f"{name}: before, after, and what changed, {factor} times as strong."), gallery]
     drawn = []
-    # In the order of a table: clean ones first.
-    for name, run in sorted(one.of("generate"), key=lambda item: (not item[0].startswith("clean"), item[0])):
+    for name, run in _drawn(one):
         pictures, total = pictures_of(run.path, f"drawn by {name}", DRAWN)
         row = album.strip(name, pictures, f"{len(pictures)} of {total}")
         drawn += [row] if row is not None else []
@@ -81,11 +80,16 @@ def replicate_blocks(one: Replicate, cells: Path, album: Album) -> list[Block]:
     return blocks if len(blocks) > 1 else []
 
 
+def _drawn(one: Replicate) -> list[tuple[str, Run]]:
+    """The runs that drew pictures, those of clean training images first."""
+    return sorted(one.of("generate"), key=lambda item: (not item[0].startswith("clean"), item[0]))
+
+
 def loss_blocks(replicates: Sequence[Replicate], stage1: Sequence[tuple[str, Run]]) -> list[Block]:
     """Loss curves of the LoRAs of each replicate, and of the LoRDs below them."""
     charts: list[Chart] = []
     for one in replicates:
-        lines = [line for name, run in one.of("generate") if (line := _loss(name, run)) is not None]
+        lines = [line for name, run in _drawn(one) if (line := _loss(name, run)) is not None]
         for first in range(0, len(lines), ACROSS):
             title = f"Stage 2{f', {one.dataset}' if one.dataset else ''}"
             charts.append(loss_chart(title, lines[first : first + ACROSS], f"Of {one.name}."))

@@ -9,7 +9,7 @@ from lordfast.report.blocks import Block, Chart, Column, Details, Facts, Paragra
 from lordfast.report.charts import histogram
 from lordfast.report.loss_charts import curve, loss_chart
 from lordfast.report.runs.read import CONFIG, Run
-from lordfast.report.runs.tables import facts_of, is_number, plain, title_of
+from lordfast.report.runs.tables import capital, facts_of, is_number, plain, title_of
 from lordfast.report.settings import config_details, times_details, versions_details
 
 _NOT_MEASURED = ("step", "seed", "timestep", "variant")
@@ -27,7 +27,7 @@ def metric_charts(rows: Sequence[Mapping[str, Any]], shown: Sequence[str] = ()) 
         if key in (*_NOT_MEASURED, *shown) or len(set(line.x)) < 2:
             continue
         is_loss = "loss" in key or key.startswith(("ldm", "detection"))
-        charts.append(loss_chart(title_of(key).capitalize(), [line], y_label=title_of(key), smooth=is_loss))
+        charts.append(loss_chart(capital(title_of(key)), [line], y_label=title_of(key), smooth=is_loss))
     return charts
 
 
@@ -83,7 +83,7 @@ def warnings_section(run: Run) -> list[Section]:
 
 def sentence(text: str) -> str:
     """With a capital and a full stop."""
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+    return f"{capital(text)}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
 def phases_table(seconds: Mapping[str, Any]) -> Table | None:

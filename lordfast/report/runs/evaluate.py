@@ -12,7 +12,7 @@ from lordfast.report.runs.album import Album, pictures_of
 from lordfast.report.runs.common import histogram_chart, seconds_tile
 from lordfast.report.runs.content import Content, counted, section
 from lordfast.report.runs.read import Run
-from lordfast.report.runs.tables import in_words, is_number, measure_table, title_of
+from lordfast.report.runs.tables import capital, in_words, is_number, measure_table, title_of
 
 SHOWN = 8
 _TILES = ("frechet_distance", "kernel_distance", "psnr", "ssim", "lpips", "clip_iqa", "clip_t", "dino", "auroc")
@@ -133,9 +133,7 @@ def _histograms(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
                 kind = str(row.get("set", "images"))
                 groups.setdefault((str(row.get("part", "")), key), {}).setdefault(kind, []).append(value)
     charts = [
-        histogram_chart(
-            title_of(key).capitalize() if key not in ("psnr", "ssim") else title_of(key), found, title_of(key)
-        )
+        histogram_chart(capital(title_of(key)), found, title_of(key))
         for (_, key), found in groups.items()
         if all(len(values) > 2 for values in found.values())
     ]

@@ -88,7 +88,7 @@ def _tiles(results: Mapping[str, Any], measures: Sequence[Measure], rows: Sequen
     cells = results.get("cells") or {}
     done = f"{cells.get('done', 0):,} of {cells.get('all', 0):,}"
     failed = [f"{cells[name]:,} {name}" for name in ("failed", "blocked", "left") if cells.get(name)]
-    tiles = [Tile("Cells", done, failed, "bad" if cells.get("failed") else "neutral")]
+    tiles = [Tile("Cells", done, failed, "bad" if cells.get("failed") else "neutral")] if cells else []
     for measure in measures[:2]:
         gaps = [(row, found) for row in rows if (found := row.estimates.get(measure.key, {}).get(GAP)) is not None]
         if gaps:
@@ -97,10 +97,13 @@ def _tiles(results: Mapping[str, Any], measures: Sequence[Measure], rows: Sequen
                 f"{row.title}: {' ('.join(filter(None, in_words(f)))}{')' if f.interval else ''}" for row, f in gaps
             ]
             more = [f"and {len(lines) - 6} more, below"] if len(lines) > 6 else []
-            value = f"{above} of {len(gaps)} intervals are above 0"
+            bounded = sum(found.interval is not None for _, found in gaps)
+            value = f"{above} of {bounded} intervals are above 0" if bounded else "Can’t be said"
+            if not bounded:
+                lines.insert(0, "no intervals: the attack’s own effect may be 0")
             tiles.append(Tile(f"Gap closed, {measure.title}", value, [*lines[:6], *more]))
     spent = sum(phase["total"] for phase in (results.get("seconds") or {}).values() if isinstance(phase, Mapping))
-    return [*tiles, Tile("Time of all cells", duration(spent), ["computed by one process or several"])]
+    return [*tiles, *([Tile("Time of all cells", duration(spent), ["by one process or several"])] if spent else [])]
 
 
 def _results(measures: Sequence[Measure], rows: Sequence[Row]) -> list[Section]:
@@ -110,10 +113,11 @@ def _results(measures: Sequence[Measure], rows: Sequence[Row]) -> list[Section]:
         present = [m for m in measures if any(row.cell(m.key) is not None for row in own)]
         blocks: list[Block] = [Paragraph(_READING), *_shares(present, own)]
         groups = _settings(own)
-        for place, (setting, group) in enumerate(groups.items()):
+        # One of them open, that of most methods; more would bury the rest of the page.
+        shown = max(groups, key=lambda setting: len(groups[setting]))
+        for setting, group in sorted(groups.items(), key=lambda item: item[0] != shown):
             found = _group(setting, present, group)
-            # The first one open; more would bury the rest of the page.
-            blocks += found if place == 0 else [Details(setting, found)]
+            blocks += found if setting == shown else [Details(setting, found)]
         sections += section(f"Results: {dataset}" if dataset else "Results", *blocks)
     return sections
 

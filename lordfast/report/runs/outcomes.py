@@ -69,12 +69,10 @@ def _read(row: Mapping[str, Any]) -> Row:
     if isinstance(measures, list):
         measures = {_distance(one): one for one in measures}
     entries = {key: entry for key, entry in measures.items() if isinstance(entry, Mapping)}
-    title, setting, share = row.get("title"), str(row.get("exposure", _setting(row))), row.get("proportion")
-    # The titles of conditions say what the pictures went through.
-    said = "condition" in row or setting == "clean"
+    setting, share = str(row.get("exposure", _setting(row))), row.get("proportion")
     return Row(
-        str(title or row.get("method", "")),
-        "" if said else setting,
+        _title(row),
+        "" if setting == "clean" else setting,
         str(row.get("dataset") or ""),
         float(share) if isinstance(share, int | float) else 1.0,
         int(row.get("n") or 0),
@@ -95,14 +93,32 @@ def _estimates(entry: Mapping[str, Any]) -> dict[str, Measured]:
     return {kind: one for kind, one in read.items() if one is not None}
 
 
+_DISTANCES = {"frechet": "Fréchet", "kernel": "kernel (KID)"}
+
+
 def _distance(entry: Mapping[str, Any]) -> str:
+    """What a distance of an experiment with purifiers is called."""
+    if entry.get("features") == "pictures":
+        return "change of what is drawn (grey levels)"
     module, colon, _ = str(entry.get("features")).partition(":")
     features = module.rpartition(".")[2] if colon else module
-    return f"{entry.get('distance')}, {features}"
+    name = str(entry.get("distance"))
+    return f"{_DISTANCES.get(name, name)}, {features}"
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    if "condition" not in row:
+        return str(row.get("title") or row.get("method", ""))
+    purifier = row.get("purifier")
+    if row.get("eps") is None:
+        return f"clean, {purifier}" if purifier else "clean"
+    return str(purifier or "not purified")
 
 
 def _setting(row: Mapping[str, Any]) -> str:
-    return " ".join(str(row[name]) for name in ("attack", "eps") if row.get(name))
+    if not row.get("eps"):
+        return ""
+    return f"{row.get('attack') or 'attacked'} {row['eps']}"
 
 
 def kinds_of(rows: Sequence[Row]) -> list[str]:

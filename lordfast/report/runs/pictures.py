@@ -157,7 +157,7 @@ def _twins(run: Run, album: Album, rows: Sequence[dict[str, Any]], words: tuple[
         )
         return [Paragraph(text), *([Gallery([row], 4, 1)] if row is not None else [])]
     pairs = [
-        Change(folder / row["image"], run.path / row["output"], row["image"], _caption(row))
+        Change(folder / row["image"], run.path / row["output"], row["image"])
         for row in sorted(rows, key=lambda row: str(row["image"]))[:SHOWN]
     ]
     gallery, factor, missing = changes(album, pairs, words)
@@ -171,15 +171,6 @@ def _twins(run: Run, album: Album, rows: Sequence[dict[str, Any]], words: tuple[
     if missing:
         blocks.append(Paragraph(f"Not shown: {'; '.join(missing)}."))
     return blocks
-
-
-def _caption(row: dict[str, Any]) -> str:
-    said = []
-    if is_number(row.get("largest_change")):
-        said.append(f"largest change {row['largest_change']}")
-    if is_number(row.get("psnr")):
-        said.append(f"PSNR {row['psnr']:.1f} dB")
-    return ", ".join(said)
 
 
 def _shown(shown: int, total: int, what: str) -> str:

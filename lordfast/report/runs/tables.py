@@ -102,10 +102,20 @@ def measure_table(name: str, part: Mapping[str, Any]) -> Table | None:
     return Table("measure", columns, [(title, list(cells)) for title, cells in rows], _caption(name, part))
 
 
+def capital(text: str) -> str:
+    """With a capital in front; the rest, such as SSIM, stays as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def _is_count(key: str, value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and key not in TITLES
+
+
 def _caption(name: str, part: Mapping[str, Any]) -> str:
     features = part.get("features")
-    more = f", {features} features" if isinstance(features, str) else ""
-    return f"{name.replace('_', ' ').capitalize()}{more}"
+    more = [f"{features} features"] if isinstance(features, str) else []
+    more += [f"{title_of(key)} {value:,}" for key, value in part.items() if _is_count(key, value)]
+    return ", ".join([capital(title_of(name)), *more])
 
 
 def _rows(part: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, tuple[str, str, str]]]:
@@ -125,6 +135,9 @@ def _rows(part: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, tuple[str
                     yield title, ("unavailable", "", str(reason))
             else:
                 yield from _rows(value, f"{title}: ")
+        elif _is_count(key, value) and f"{key}_low" not in part:
+            # How many there were stands in the caption.
+            continue
         elif is_number(value) and not any(key.endswith(end) and key.removesuffix(end) in part for end in _ENDS):
             found = Measured.read({"value": value, **{end[1:]: part.get(f"{key}{end}") for end in _ENDS}})
             assert found is not None
