@@ -20,11 +20,11 @@ def amplified(before: Uint8Image, after: Uint8Image, factor: int) -> Uint8Image:
 def factor_for(pairs: Sequence[tuple[Uint8Image, Uint8Image]]) -> int:
     """A factor for all of `pairs`, so that they compare: a power of two up to 64.
 
-    99 % of all pixels change by at most half of what can be shown, on both sides of grey.
+    Of the median pair, 99 % of all pixels are shown as they are, and not cut off.
     """
     changes = [np.percentile(np.abs(after.astype(int) - before.astype(int)), 99) for before, after in pairs]
-    most = max(changes, default=0)
+    most = float(np.median(changes)) if changes else 0.0
     factor = LARGEST
-    while factor > 1 and factor * most > 64:
+    while factor > 1 and factor * most > 100:
         factor //= 2
     return factor

@@ -99,7 +99,7 @@ _DISTANCES = {"frechet": "Fréchet", "kernel": "kernel (KID)"}
 def _distance(entry: Mapping[str, Any]) -> str:
     """What a distance of an experiment with purifiers is called."""
     if entry.get("features") == "pictures":
-        return "change of what is drawn (grey levels)"
+        return "change, grey levels"
     module, colon, _ = str(entry.get("features")).partition(":")
     features = module.rpartition(".")[2] if colon else module
     name = str(entry.get("distance"))

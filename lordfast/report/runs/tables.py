@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
-from lordfast.report.blocks import Column, Table
+from lordfast.report.blocks import Block, Column, Paragraph, Table
 from lordfast.report.numbers import Better, Measured, decimals, written
 
 TITLES: dict[str, tuple[str, Better | None]] = {
@@ -87,19 +87,23 @@ def text_of(value: object) -> str:
     return plain(value) if isinstance(value, int | float) else str(value)
 
 
-def measure_table(name: str, part: Mapping[str, Any]) -> Table | None:
-    """The numbers of a part of a summary, a row each: value, interval, and, of what could not be measured, the reason.
+def measure_blocks(name: str, part: Mapping[str, Any]) -> list[Block]:
+    """The numbers of a part of a summary, a row each: value and interval; and why some could not be measured.
 
     Read are ``name`` with ``name_low`` and ``name_high`` beside it, ``{"value", "low", "high"}``, and
-    ``{"unavailable": reason}``, at any depth. Lists are left out.
+    ``{"unavailable": reason}``, at any depth. Lists are left out, and counts stand in the caption.
     """
-    rows = list(_rows(part, ""))
-    if "unavailable" in part:
-        rows = [(title_of(name), ("unavailable", "", str(part["unavailable"])))]
+    rows, reasons = [], []
+    for title, found in _rows(part, "") if "unavailable" not in part else [(title_of(name), part["unavailable"])]:
+        if isinstance(found, Measured):
+            rows.append((title, list(in_words(found))))
+        else:
+            rows.append((title, ["unavailable", ""]))
+            reasons.append(f"{title.rstrip(' ↑↓')} is unavailable: {found}")
     if not rows:
-        return None
-    columns = [Column("value"), Column("95 % interval"), Column("")]
-    return Table("measure", columns, [(title, list(cells)) for title, cells in rows], _caption(name, part))
+        return []
+    table = Table("measure", [Column("value"), Column("95 % interval")], rows, _caption(name, part))
+    return [table, *(Paragraph(reason) for reason in reasons)]
 
 
 def capital(text: str) -> str:
@@ -118,27 +122,24 @@ def _caption(name: str, part: Mapping[str, Any]) -> str:
     return ", ".join([capital(title_of(name)), *more])
 
 
-def _rows(part: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, tuple[str, str, str]]]:
+_ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
+
+
+def _rows(part: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Measured | str]]:
     for key, value in part.items():
         title = f"{prefix}{title_of(key)}"
-        better = TITLES.get(key, ("", None))[1]
-        note = f"{better} is better" if better else ""
+        marked = title + _ARROWS[TITLES.get(key, ("", None))[1]]
         if isinstance(value, Mapping):
-            if "unavailable" in value:
-                yield title, ("unavailable", "", str(value["unavailable"]))
+            reason = value.get("unavailable") or value.get("reason")
+            if "unavailable" in value or ("value" in value and value["value"] is None and reason):
+                yield marked, str(reason)
             elif "value" in value:
                 found = Measured.read(dict(value))
-                reason = value.get("reason") or value.get("unavailable")
-                if found is not None:
-                    yield title, (*in_words(found), note)
-                elif reason:
-                    yield title, ("unavailable", "", str(reason))
+                yield from [(marked, found)] if found is not None else []
             else:
                 yield from _rows(value, f"{title}: ")
         elif _is_count(key, value) and f"{key}_low" not in part:
-            # How many there were stands in the caption.
             continue
         elif is_number(value) and not any(key.endswith(end) and key.removesuffix(end) in part for end in _ENDS):
             found = Measured.read({"value": value, **{end[1:]: part.get(f"{key}{end}") for end in _ENDS}})
-            assert found is not None
-            yield title, (*in_words(found), note)
+            yield from [(marked, found)] if found is not None else []
