@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "measure generated images, attacked images, or how well lambda detects an attack",
     "experiment": "compare attacks and purifiers over several identities and seeds, with intervals",
     "transfer": "measure how attacked images disturb image variation in other models and under other prompts",
+    "report": "report.html of any run or experiment, finished or not: pictures, curves, tables, settings",
     "pairs": "make image pairs for inpainting or super-resolution out of a folder of images",
     "dataset": "bring images of a Hugging Face dataset into a folder with captions",
     "profile": "where the time of a command goes: phases, layers, launches, waits; a trace and a page",

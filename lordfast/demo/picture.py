@@ -9,6 +9,7 @@ import numpy as np
 
 from lordfast.data import image_grid, list_images, load_image, save_png
 from lordfast.demo.methods import METHODS, method_title
+from lordfast.report.difference import amplified
 
 COLUMNS = 12
 AMPLIFIED = 4
@@ -34,12 +35,7 @@ def draw_picture(stories: Sequence[Path], path: Path) -> None:
     rows = {
         "clean images": clean,
         "attacked images": attacked,
-        f"difference x {AMPLIFIED}": [amplified(a, b) for a, b in zip(clean, attacked, strict=True)],
+        f"difference x {AMPLIFIED}": [amplified(a, b, AMPLIFIED) for a, b in zip(clean, attacked, strict=True)],
     }
     rows |= {f"drawn by {method_title(name)}": row(f"generated/{name}") for name in METHODS}
     save_png(image_grid(list(rows.values()), labels=list(rows), scale=2), path)
-
-
-def amplified(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """What changed between two uint8 images, AMPLIFIED times as strong; grey is no change."""
-    return (128 + AMPLIFIED * (after.astype(int) - before.astype(int))).clip(0, 255).astype(np.uint8)

@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from lordfast.data import list_images, load_image
-from lordfast.demo.gate_charts import lambda_blocks
 from lordfast.demo.loss_charts import loss_blocks
 from lordfast.demo.methods import METHODS, method_title
-from lordfast.demo.picture import AMPLIFIED, amplified
+from lordfast.demo.picture import AMPLIFIED
 from lordfast.demo.verdict import Metric, contrast, headline
 from lordfast.report import (
     Block,
     Chart,
     Charts,
-    Code,
     Column,
     Details,
-    Facts,
     Gallery,
     Measured,
     Note,
@@ -34,6 +31,9 @@ from lordfast.report import (
     Tiles,
     interval_chart,
 )
+from lordfast.report.difference import amplified
+from lordfast.report.gate_charts import lambda_blocks
+from lordfast.report.settings import config_details, times_details, versions_details
 
 METRICS = [
     Metric(
@@ -224,13 +224,14 @@ def _images(run: Path, damage: dict[str, Any]) -> list[Block]:
         strict=True,
     ):
         before, after = load_image(clean.path), load_image(attacked.path)
+        change = amplified(before, after, AMPLIFIED)
         rows.append(
             PictureRow(
                 "",
                 [
                     Picture(before, f"clean image {clean.name}", "clean"),
                     Picture(after, f"attacked image {attacked.name}", "attacked"),
-                    Picture(amplified(before, after), f"what changed in {clean.name}", f"change × {AMPLIFIED}"),
+                    Picture(change, f"what changed in {clean.name}", f"change × {AMPLIFIED}"),
                 ],
             )
         )
@@ -328,14 +329,10 @@ def _lambda(detection: dict[str, Any], auroc: Measured, seeds: Sequence[int]) ->
 
 
 def _settings(out: Path, run: Path, found: dict[str, Any]) -> list[Block]:
-    environment = _json(out / "environment.json")
-    hardware = [(name.replace("_", " "), str(value)) for name, value in environment.items() if name != "packages"]
-    steps = [(title, f"{seconds:.1f} s") for title, seconds in found["seconds"].items()]
-    total = sum(found["seconds"].values())
     configs = [path for path in _configs(out, run) if path.is_file()]
     return [
-        Details(f"Time per step: {total:.0f} s in all", [Facts(steps)]),
-        Details("Versions and machine", [Facts([*environment["packages"].items(), *hardware])]),
+        times_details(found["seconds"]),
+        versions_details(_json(out / "environment.json")),
         Details(
             "Config of every step",
             [
@@ -343,14 +340,10 @@ def _settings(out: Path, run: Path, found: dict[str, Any]) -> list[Block]:
                     "Each is a config.yaml in the run folder; lordfast COMMAND --config FILE --out DIR repeats it."
                 ),
                 *_first("Below a seed's folder, they are", found["seeds"]),
-                *(block for path in configs for block in _config(path, out)),
+                *(config_details(path, str(path.relative_to(out))) for path in configs),
             ],
         ),
     ]
-
-
-def _config(path: Path, out: Path) -> list[Block]:
-    return [Details(str(path.relative_to(out)), [Code(path.read_text(encoding="utf-8").rstrip())])]
 
 
 def _configs(out: Path, run: Path) -> Iterable[Path]:

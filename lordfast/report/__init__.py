@@ -22,7 +22,7 @@ from lordfast.report.blocks import (
     Tile,
     Tiles,
 )
-from lordfast.report.charts import Line, heat_map, interval_chart, line_chart, running_mean
+from lordfast.report.charts import Line, heat_map, histogram, interval_chart, line_chart, running_mean
 from lordfast.report.numbers import Measured, judge
 from lordfast.report.page import render_page, write_page
 
@@ -47,6 +47,7 @@ __all__ = [
     "Tile",
     "Tiles",
     "heat_map",
+    "histogram",
     "interval_chart",
     "judge",
     "line_chart",

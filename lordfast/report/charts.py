@@ -1,12 +1,15 @@
-"""Charts as inline SVG: lines over steps, heat maps, and values with their intervals."""
+"""Charts as inline SVG: lines over steps, heat maps, histograms, and values with their intervals."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -19,11 +22,12 @@ _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: as many x as y."""
+    """A curve: as many x as y, and, where given, an interval (low, high) or None for each."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
+    intervals: Sequence[tuple[float, float] | None] = ()
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -54,6 +58,21 @@ def _short(text: str, room: int) -> str:
     return text if len(text) <= room else text[: room - 1].rstrip() + "…"
 
 
+def _apart(lines: Sequence[Line]) -> float:
+    """How far to move curves with intervals apart, so that these don't hide each other."""
+    places = [place for line in lines if line.intervals for place in line.x]
+    return 0.012 * (max(places) - min(places)) if len(lines) > 1 and places else 0.0
+
+
+def _legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    """Below the drawing: in one row where that is wide enough."""
+    labels = [_short(name, 50) for name in names]
+    columns = len(labels) if sum(map(len, labels)) + 6 * len(labels) < 60 else 1
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=10.5, borderpad=0, columnspacing=1.4
+    )
+
+
 def line_chart(
     lines: Sequence[Line],
     *,
@@ -73,18 +92,25 @@ def line_chart(
         reference: name and height of a horizontal line to compare with.
 
     Raises:
-        ValueError: no lines, or one with more x than y or the other way round.
+        ValueError: no lines, or one with more x than y or the other way round, or with a part of its intervals.
     """
     if not lines:
         raise ValueError("lines: expected at least one, got none")
     for line in lines:
         if len(line.x) != len(line.y) or not line.x:
             raise ValueError(f"lines: expected as many x as y in {line.label!r}, got {len(line.x)} and {len(line.y)}")
+        if line.intervals and len(line.intervals) != len(line.x):
+            raise ValueError(
+                f"lines: expected no intervals or one per x in {line.label!r}, got {len(line.intervals)} for "
+                f"{len(line.x)}"
+            )
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         handles = []
+        apart = _apart(lines)
         for i, (line, dash) in enumerate(zip(lines, cycle(_DASHES), strict=False)):
+            x = [place + apart * (i - (len(lines) - 1) / 2) for place in line.x]
             style: dict[str, Any] = {
                 "color": _series(i),
                 "linewidth": 1.8,
@@ -92,9 +118,12 @@ def line_chart(
                 "solid_capstyle": "round",
             }
             if window > 1:
-                axes.plot(line.x, line.y, color=_series(i), linewidth=0.7, alpha=0.35)
+                axes.plot(x, line.y, color=_series(i), linewidth=0.7, alpha=0.35)
+            for place, interval in zip(x, line.intervals, strict=False):
+                if interval is not None:
+                    axes.plot((place, place), interval, color=_series(i), linewidth=2, alpha=0.5)
             handles += axes.plot(
-                line.x, running_mean(line.y, window), marker="o" if points else None, markersize=4.5, **style
+                x, running_mean(line.y, window), marker="o" if points else None, markersize=4.5, **style
             )
         if reference is not None:
             name, height = reference
@@ -113,17 +142,7 @@ def line_chart(
         axes.set_xlabel(_short(x_label, 50))
         axes.set_title(_short(y_label, 50), loc="left", fontsize=10.5, color=MUTED)
         if len(lines) > 1:
-            labels = [_short(line.label, 50) for line in lines]
-            columns = len(lines) if sum(map(len, labels)) + 6 * len(labels) < 60 else 1
-            figure.legend(
-                handles,
-                labels,
-                loc="outside lower center",
-                ncols=columns,
-                fontsize=10.5,
-                borderpad=0,
-                columnspacing=1.4,
-            )
+            _legend(figure, handles, [line.label for line in lines])
 
     return draw(215 + (18 if len(lines) > 1 else 0), paint)
 
@@ -187,8 +206,60 @@ def heat_map(
     return draw(45 + 20 * len(rows), paint)
 
 
-def interval_chart(rows: Sequence[tuple[str, Measured]], *, x_label: str) -> str:
+def histogram(groups: Sequence[tuple[str, Sequence[float]]], *, x_label: str, bins: int | None = None) -> str:
+    """How the values of each group are distributed, as shares of the group, as an SVG.
+
+    Args:
+        groups: name and finite values of each.
+        bins: of equal width, from the smallest to the largest value of all groups; left out, about twice the square
+            root of the largest group's size, from 5 to 24.
+
+    Raises:
+        ValueError: no groups, or one without values.
+    """
+    if not groups or not all(len(values) for _, values in groups):
+        counts = ", ".join(f"{name!r}: {len(values)}" for name, values in groups) or "none"
+        raise ValueError(f"groups: expected at least one, each with values, got {counts}")
+    everything = [value for _, values in groups for value in values]
+    low, high = min(everything), max(everything)
+    if bins is None:
+        bins = min(24, max(5, round(2 * math.sqrt(max(len(values) for _, values in groups)))))
+    if high == low:
+        # A width of its own for the one bar that there is.
+        half = max(abs(low), 1e-6) * 0.05
+        low, high = low - half, high + half
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        handles: list[Artist] = []
+        for i, (_, values) in enumerate(groups):
+            counts, edges = np.histogram(values, bins, (low, high))
+            axes.stairs(counts / len(values), edges, fill=True, color=_series(i), alpha=0.35)
+            handles.append(axes.stairs(counts / len(values), edges, color=_series(i), linewidth=1.4))
+        axes.set_ylim(0, None)
+        axes.grid(axis="y", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(length=0)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        # Close values have long labels, which matplotlib would shorten to an offset that nobody reads.
+        axes.xaxis.set_major_locator(MaxNLocator(5 if high - low > 0.01 * max(abs(low), abs(high)) else 3))
+        axes.ticklabel_format(axis="x", useOffset=False)
+        axes.set_xlabel(_short(x_label, 50))
+        axes.set_title("share", loc="left", fontsize=10.5, color=MUTED)
+        if len(groups) > 1:
+            _legend(figure, handles, [f"{name} ({len(values)})" for name, values in groups])
+
+    return draw(215 + (18 if len(groups) > 1 else 0), paint)
+
+
+def interval_chart(
+    rows: Sequence[tuple[str, Measured]], *, x_label: str, references: Sequence[tuple[str, float]] = ()
+) -> str:
     """A point per row, with its interval where it has one, as an SVG.
+
+    Args:
+        references: names and places of vertical lines to compare with.
 
     Raises:
         ValueError: no rows.
@@ -212,8 +283,16 @@ def interval_chart(rows: Sequence[tuple[str, Measured]], *, x_label: str) -> str
             }
             axes.annotate(_short(name, 42), (0, i), ha="left", color=MUTED, **above)
             axes.annotate(written(found.value, digits), (1, i), ha="right", color=INK, **above)
+        for place, (name, value) in enumerate(references):
+            axes.axvline(value, color=MUTED, linewidth=1, linestyle=(0, (2, 2)), zorder=0)
+            # Away from each other: the first to the left, where there are several.
+            side = -1 if place == 0 and len(references) > 1 else 1
+            axes.annotate(
+                _short(name, 24), (value, 0), xycoords=("data", "axes fraction"), xytext=(3 * side, 3),
+                textcoords="offset points", ha="right" if side < 0 else "left", va="bottom", color=MUTED, fontsize=9,
+            )  # fmt: skip
         axes.set_yticks([])
-        axes.set_ylim(len(rows) - 0.6, -0.75)
+        axes.set_ylim(len(rows) - (0.35 if references else 0.6), -0.75)
         axes.margins(x=0.12)
         axes.tick_params(length=0)
         axes.grid(axis="x", linewidth=0.6)
@@ -222,4 +301,4 @@ def interval_chart(rows: Sequence[tuple[str, Measured]], *, x_label: str) -> str
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel(_short(x_label, 50))
 
-    return draw(45 + 40 * len(rows), paint)
+    return draw(45 + 40 * len(rows) + (12 if references else 0), paint)

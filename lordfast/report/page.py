@@ -20,6 +20,9 @@ from lordfast.report.blocks import Chart, Page, Table
 from lordfast.report.numbers import Measured, decimals, written
 from lordfast.report.svg import place
 
+PIXELATED = 128
+"""Shorter side, in pixels, up to which images are shown pixel by pixel; larger ones are photographs."""
+
 
 def write_page(page: Page, path: str | Path) -> None:
     """Write `page` to `path`: complete or not at all."""
@@ -35,24 +38,32 @@ def render_page(page: Page) -> str:
     def drawing(chart: Chart) -> Markup:
         return Markup(place(chart.svg, f"c{next(numbers)}-", chart.alt))
 
-    filters: dict[str, Any] = {"kind": lambda block: type(block).__name__, "png": png_uri}
+    filters: dict[str, Any] = {"kind": lambda block: type(block).__name__, "uri": image_uri}
     environment.filters |= filters | {"drawing": drawing, "cells": table_cells}
     style, script = source["page.css"], source["page.js"]
     # The page runs this script and no other, and loads nothing, whatever stands in it.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = environment.from_string(source["page.html.j2"])
-    return template.render(page=page, style=Markup(style), script=Markup(script), script_digest=digest)
+    return template.render(
+        page=page, pixelated=PIXELATED, style=Markup(style), script=Markup(script), script_digest=digest
+    )
 
 
 _FILES = ("page.html.j2", "page.css", "page.js")
 
 
-def png_uri(image: Uint8Image) -> str:
-    """uint8 (H, W, 3) as a PNG in a data: address."""
+def image_uri(image: Uint8Image) -> str:
+    """uint8 (H, W, 3) in a data: address: as PNG, pixel by pixel; above `PIXELATED`, as JPEG where that is shorter."""
     check_image(image, "image")
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    picture = Image.fromarray(image)
+    kinds = ["PNG"] if min(image.shape[:2]) <= PIXELATED else ["PNG", "JPEG"]
+    found = []
+    for kind in kinds:
+        stream = io.BytesIO()
+        options: dict[str, Any] = {"optimize": True} if kind == "PNG" else {"quality": 88, "subsampling": 0}
+        picture.save(stream, format=kind, **options)
+        found.append(f"data:image/{kind.lower()};base64," + base64.b64encode(stream.getvalue()).decode())
+    return min(found, key=len)
 
 
 def table_cells(table: Table) -> list[tuple[str, list[dict[str, Any]]]]:

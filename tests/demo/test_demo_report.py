@@ -16,8 +16,6 @@ import yaml
 from PIL import Image
 
 from lordfast.data import list_images, load_image
-from lordfast.demo.gate_charts import attention_name
-from lordfast.demo.loss_charts import loss_window
 from lordfast.demo.methods import METHODS, method_title
 from lordfast.demo.picture import AMPLIFIED
 from lordfast.demo.report import METRICS, demo_page, evidence
@@ -34,6 +32,8 @@ from lordfast.report import (
     render_page,
     write_page,
 )
+from lordfast.report.gate_charts import attention_name
+from lordfast.report.loss_charts import loss_window
 
 EVIL = "a photo of </title><script>document.title = 'owned'</script><img src=http://x.y/z.png onerror=alert(1)>"
 

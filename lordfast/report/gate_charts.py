@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lordfast.report import Block, Chart, Charts, Column, Details, Line, Measured, Table, heat_map, line_chart
+from lordfast.report.blocks import Block, Chart, Charts, Column, Details, Table
+from lordfast.report.charts import Line, heat_map, line_chart
+from lordfast.report.numbers import Measured
 
 _LAYER = re.compile(
     r"(?:(down|up)_blocks\.(\d+)|(mid)_block)\.attentions\.(\d+)\.transformer_blocks\.(\d+)\.attn([12])\."
@@ -30,6 +32,11 @@ def _depth(name: str) -> int:
 
 def lambda_blocks(detection: dict[str, Any]) -> list[Block]:
     """Heat maps, curves and the folded table of every layer, from the ``detection`` part of an evaluation."""
+    return [lambda_maps(detection), lambda_curves(detection), _every_layer(detection)]
+
+
+def lambda_maps(detection: dict[str, Any]) -> Charts:
+    """Mean lambda of clean and of attacked images, and its AUROC, over attention layers and timesteps."""
     cells, timesteps = detection["cells"], [row["timestep"] for row in detection["timesteps"]]
     names = sorted(dict.fromkeys(attention_name(cell["layer"]) for cell in cells), key=_depth)
 
@@ -47,7 +54,7 @@ def lambda_blocks(detection: dict[str, Any]) -> list[Block]:
         )  # fmt: skip
         return Chart(title, svg, f"Heat map: {title}, attention layers down, timesteps across.", caption)
 
-    maps = Charts(
+    return Charts(
         [
             map_of("Mean λ, clean images", "lambda_clean", "A gate that does its work stays near 0 here."),
             map_of("Mean λ, attacked images", "lambda_attacked", "And opens, near 1, here."),
@@ -55,10 +62,12 @@ def lambda_blocks(detection: dict[str, Any]) -> list[Block]:
         ],
         cards=3,
     )
-    return [maps, _curves(detection, timesteps), _every_layer(detection)]
 
 
-def _curves(detection: dict[str, Any], timesteps: list[int]) -> Charts:
+def lambda_curves(detection: dict[str, Any]) -> Charts:
+    """AUROC and mean lambda over the timesteps."""
+    timesteps = [row["timestep"] for row in detection["timesteps"]]
+
     def along(key: str) -> list[float]:
         return [row[key] for row in detection["timesteps"]]
 
