@@ -18,12 +18,17 @@ Measure = dict[str, float | None]
 
 
 def subject_measures(
-    evaluated: dict[str, Any], generated: Path, subject: FaceAttributes | LandscapeAttributes, seed: int
+    evaluated: dict[str, Any],
+    denoised: dict[str, Any],
+    generated: Path,
+    subject: FaceAttributes | LandscapeAttributes,
+    seed: int,
 ) -> dict[str, Measure]:
     """Metric -> value and 95 % interval over images, of one method's pictures.
 
     Args:
         evaluated: the summary of ``lordfast evaluate`` for these pictures.
+        denoised: the one of the model alone, denoising them.
         generated: their folder.
         subject: what any true picture of the person or place shows.
         seed: of the interval's resampling.
@@ -32,6 +37,7 @@ def subject_measures(
     agreement = identity_agreement(load_classifier(), images, subject, seed=seed)
     distribution, frequency = evaluated["distribution"], evaluated["frequency"]["generated"]
     return {
+        "denoising_loss": _measure(*(denoised["denoising"]["loss"][end] for end in ("value", "low", "high"))),
         "identity_agreement": _measure(agreement["agreement"], agreement["low"], agreement["high"]),
         **{
             name: _measure(*(distribution[f"{name}{end}"] for end in ("", "_low", "_high")))

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 
 class Method(NamedTuple):
-    """Whether the LoRA's images are attacked, and whether the LoRD lies underneath."""
+    """Whether the LoRA's images are attacked, whether the LoRD lies underneath, and whether it stays for sampling."""
 
     attacked: bool
     with_lord: bool
+    in_sampling: bool = True
 
 
 METHODS = {
@@ -17,6 +18,7 @@ METHODS = {
     "clean-lord": Method(attacked=False, with_lord=True),
     "attacked-lora": Method(attacked=True, with_lord=False),
     "attacked-lord": Method(attacked=True, with_lord=True),
+    "attacked-lord-training": Method(attacked=True, with_lord=True, in_sampling=False),
 }
 
 
@@ -24,4 +26,5 @@ def method_title(name: str) -> str:
     """How a method of `METHODS` is called in pictures and tables."""
     method = METHODS[name]
     images = "attacked" if method.attacked else "clean"
-    return f"{'LoRD + LoRA' if method.with_lord else 'LoRA'}, {images} images"
+    lord = "LoRD + LoRA" if method.in_sampling else "LoRA trained on LoRD"
+    return f"{lord if method.with_lord else 'LoRA'}, {images} images"

@@ -128,6 +128,11 @@ def distance(out: Path, generated: Path, reference: Path, common: dict[str, Any]
     )
 
 
+def denoising(out: Path, generated: Path, prompt: str, common: dict[str, Any]) -> EvaluateConfig:
+    """How well the model alone denoises generated pictures."""
+    return EvaluateConfig(out=out, model="demo", denoising=True, reference=generated, prompt=prompt, **common)
+
+
 def damage(out: Path, attacked: Path, clean: Path, common: dict[str, Any]) -> EvaluateConfig:
     """Attacked pictures against their originals."""
     return EvaluateConfig(

@@ -37,6 +37,13 @@ from lordfast.report.settings import config_details, times_details, versions_det
 
 METRICS = [
     Metric(
+        "Denoising loss",
+        "denoising_loss",
+        "lower",
+        "How far off the model alone, without any adapter, is in removing noise from the generated pictures: low for "
+        "pictures such as it would draw itself, high where training has left a pattern that no clean picture has.",
+    ),
+    Metric(
         "Identity agreement",
         "identity_agreement",
         "higher",
@@ -150,7 +157,9 @@ def _story(found: dict[str, Any], story: dict[str, Any]) -> list[Block]:
             f"{attack['images']} pictures of {who} were perturbed by at most {attack['eps_grey_levels']:g} of 255 "
             "grey levels, so that a LoRA trained on them learns the wrong thing. LoRAs were then trained on the clean "
             "and on the perturbed pictures, each alone and on top of LoRD: an adapter that was trained beforehand, on "
-            f"other pictures, to see such attacks and to answer them. This LoRD was {found['lord']}."
+            f"other pictures, to see such attacks and to answer them. This LoRD was {found['lord']}. As published, it "
+            "stays in the model when that draws; the last method leaves it out there, so that whatever LoRD took upon "
+            "itself in training does not come back in the pictures."
         )
     ]
 
@@ -182,6 +191,13 @@ def _answers(measured: dict[str, dict[str, Measured | None]], auroc: Measured, c
                 ("LoRD", "plain"),
             ),
             ask(
+                "Did LoRD help when left out of sampling?",
+                "attacked-lord-training",
+                "attacked-lora",
+                ("Yes", "No, it did harm"),
+                ("LoRD", "plain"),
+            ),
+            ask(
                 "Does LoRD cost quality on clean images?",
                 "clean-lord",
                 "clean-lora",
@@ -204,7 +220,10 @@ def written_auroc(auroc: Measured) -> str:
 
 
 def _caveats(found: dict[str, Any]) -> list[Block]:
-    said = [headline(METRICS, found["methods"]["attacked-lord"], found["methods"]["attacked-lora"])]
+    said = [
+        headline(METRICS, found["methods"][name], found["methods"]["attacked-lora"], title)
+        for name, title in (("attacked-lord", "LoRD + LoRA"), ("attacked-lord-training", "LoRA trained on LoRD"))
+    ]
     said += filter(None, [evidence(found)])
     if found["quick"]:
         said.append("This was a quick run, of few images and few steps: it shows that everything works, not how well.")
@@ -349,7 +368,7 @@ def _settings(out: Path, run: Path, found: dict[str, Any]) -> list[Block]:
 def _configs(out: Path, run: Path) -> Iterable[Path]:
     steps = [
         "attacked",
-        *(f"{kind}/{name}" for name in METHODS for kind in ("stage2", "generated", "metrics")),
+        *(f"{kind}/{name}" for name in METHODS for kind in ("stage2", "generated", "metrics", "denoising")),
         "metrics/attack",
         "metrics/lambda",
     ]

@@ -166,12 +166,14 @@ def _tell_one(
         lora = out / "stage2" / name
         job = recipes.stage2(lora, data, prompt, under, scale, training)
         found["stage2"][name] = tell(f"{prefix}train {title}", run_stage2, job)
-        drawn = recipes.generation(out / "generated" / name, prompt, under, lora, scale, noise)
+        stays = under if method.in_sampling else None
+        drawn = recipes.generation(out / "generated" / name, prompt, stays, lora, scale, noise)
         tell(f"{prefix}generate: {title}", run_generate, drawn)
         distance = recipes.distance(out / "metrics" / name, drawn.out, reference, common)
         measured = tell(f"{prefix}measure: {title}", run_evaluate, distance)
         found["warnings"] += measured["warnings"]
-        found["methods"][name] = subject_measures(measured, drawn.out, attributes, seed)
+        denoised = run_evaluate(recipes.denoising(out / "denoising" / name, drawn.out, prompt, common))
+        found["methods"][name] = subject_measures(measured, denoised, drawn.out, attributes, seed)
     damage = recipes.damage(out / "metrics" / "attack", attacked, clean, common)
     found["damage"] = tell(f"{prefix}measure the attack", run_evaluate, damage)
     detection = recipes.detection(out / "metrics" / "lambda", lord, clean, attacked, prompt, common)

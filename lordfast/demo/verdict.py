@@ -77,12 +77,14 @@ def contrast(
     return Tile(question, "No clear difference", lines)
 
 
-def headline(metrics: Sequence[Metric], lord: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
-    """The result on attacked images in a sentence: LoRD + LoRA against plain LoRA."""
+def headline(
+    metrics: Sequence[Metric], lord: Mapping[str, Any], plain: Mapping[str, Any], name: str = "LoRD + LoRA"
+) -> str:
+    """The result on attacked images in a sentence: a method, by its `name`, against plain LoRA."""
     one, other = ({metric.key: metric.read(found) for metric in metrics} for found in (lord, plain))
     found = _verdicts(metrics, one, other)
     if not found:
-        return "Nothing was measured that tells LoRD + LoRA from plain LoRA."
+        return f"Nothing was measured that tells {name} from plain LoRA."
     sides: dict[str, list[str]] = {"better": [], "worse": [], "no clear difference": [], "unknown": []}
     for metric, *_, verdict in found:
         sides[verdict].append(metric.title)
@@ -97,7 +99,7 @@ def headline(metrics: Sequence[Metric], lord: Mapping[str, Any], plain: Mapping[
         nearer = [m.title for m, a, b, v in found if v == "unknown" and (a.value > b.value) == (m.better == "higher")]
         count = f"ahead in {len(nearer)} of {len(sides['unknown'])} measures without an interval"
         said.append(f"{count}, which may be chance")
-    return f"On attacked images, compared with plain LoRA, LoRD + LoRA came out {'; '.join(said)}."
+    return f"On attacked images, compared with plain LoRA, {name} came out {'; '.join(said)}."
 
 
 def _and(names: Sequence[str]) -> str:

@@ -97,12 +97,13 @@ def test_only_metrics_with_intervals_are_drawn(demo: Path, summary: dict[str, An
     page = demo_page(demo, changed)
     (table,) = blocks(page, Table, 2)
     assert [column.title for column in table.columns] == ["Fréchet distance", "High frequencies"]
-    assert [cells[0] for _, cells in table.rows] == [Measured(10.0 * i, 10.0 * i - 1, 10.0 * i + 1) for i in range(4)]
+    assert [cells[0] for _, cells in table.rows] == [Measured(10.0 * i, 10.0 * i - 1, 10.0 * i + 1) for i in range(5)]
     (charts,) = blocks(page, Charts, 2)
     assert [chart.title for chart in charts.charts] == ["Fréchet distance"]
-    # In the order of METHODS: clean LoRA 0, clean LoRD 10, attacked LoRA 20, attacked LoRD 30; lower is better.
-    answers = [tile.value for tile in page.top[1].tiles][:3]
-    assert answers == ["Yes", "No, it did harm", "Yes"]
+    # In the order of METHODS: clean LoRA 0, clean LoRD 10, attacked LoRA 20, attacked LoRD 30, and 40 for the
+    # one that leaves LoRD out of sampling; lower is better.
+    answers = [tile.value for tile in page.top[1].tiles][:4]
+    assert answers == ["Yes", "No, it did harm", "No, it did harm", "Yes"]
 
 
 @pytest.mark.parametrize("layout", ["demo", "seeds"])
