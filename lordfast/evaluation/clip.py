@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lordfast.evaluation.extraction import weights_key
-from lordfast.evaluation.pretrained import complete, load_parts, pixel_values, unit_rows
+from lordfast.evaluation.pretrained import complete, described, load_parts, pixel_values, unit_rows
 from lordfast.pixels import Uint8Image
 
 QUALITY = ("A good photo of a {}", "A bad photo of a {}")
@@ -50,9 +49,9 @@ class Clip:
         )
         model = complete(parts["model"], source, "clip")
         self._tokenizer, self._processor = parts["tokenizer"], parts["processor"]
-        described = json.dumps([self._processor.to_dict(), model.config.vision_config.to_dict()], default=str)
+        what = described(self._processor.to_dict(), model.config.vision_config.to_dict())
         seen_by = torch.nn.ModuleList([model.vision_model, model.visual_projection])
-        self.cache_key = weights_key(f"clip {described}", seen_by)
+        self.cache_key = weights_key(f"clip {what}", seen_by)
         self._device = device or torch.device("cpu")
         self._model: Any = torch.nn.Module.to(model, self._device)
         self._length: int = model.config.text_config.max_position_embeddings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lordfast.evaluation.extraction import weights_key
-from lordfast.evaluation.pretrained import complete, load_parts, pixel_values, unit_rows
+from lordfast.evaluation.pretrained import complete, described, load_parts, pixel_values, unit_rows
 from lordfast.pixels import Uint8Image
 
 
@@ -40,11 +39,13 @@ class Dino:
             processor=transformers.AutoImageProcessor.from_pretrained,
             model=partial(transformers.AutoModel.from_pretrained, output_loading_info=True),
         )
-        # DINO has no head on top of its class token; transformers adds one.
         model = complete(parts["model"], source, "dino", spare=("pooler.",))
+        if hasattr(model, "pooler"):
+            # DINO has no layer on top of its class token; transformers adds one, with other random weights each time.
+            model.pooler = None
         self._processor: Any = parts["processor"]
-        described = json.dumps([self._processor.to_dict(), model.config.to_dict()], default=str)
-        self.cache_key = weights_key(f"dino {described}", model)
+        what = described(self._processor.to_dict(), model.config.to_dict())
+        self.cache_key = weights_key(f"dino {what}", model)
         self._device = device or torch.device("cpu")
         self._model: Any = torch.nn.Module.to(model, self._device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,12 @@ def complete(loaded: tuple[Any, dict[str, Any]], source: str, argument: str, spa
     if missing:
         raise Unavailable(f"{argument}: {source} lacks {len(missing)} weights, such as {missing[0]}")
     return network.float().eval().requires_grad_(False)
+
+
+def described(*configs: dict[str, Any]) -> str:
+    """What a network or a processor is, for its cache key: its config without where it lay."""
+    kept = [{name: value for name, value in config.items() if not name.startswith("_")} for config in configs]
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def pixel_values(processor: Any, images: Sequence[Uint8Image], device: torch.device) -> Tensor:

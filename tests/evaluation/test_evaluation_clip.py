@@ -8,43 +8,11 @@ import torch
 from PIL import Image
 
 from lordfast.data import make_faces
-from lordfast.diffusion import resolve_model
-from lordfast.evaluation.clip import ClipScore
+from lordfast.evaluation.clip import QUALITY, Clip, ClipScore, clip_iqa
 
+# As `clip_folder` was saved.
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 FACE = make_faces(1, seed=3)[0].image
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import transformers
-
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(Path(resolve_model("demo")) / "tokenizer")
-    tokenizer.save_pretrained(folder)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 20,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = transformers.CLIPConfig(
-            text_config={**sizes, **text},
-            vision_config={**sizes, "image_size": 32, "patch_size": 8},
-            projection_dim=8,
-        )
-        model = transformers.CLIPModel(config)
-        for parameter in model.parameters():
-            parameter.data += 0.3 * torch.randn(parameter.shape)
-        model.save_pretrained(folder)
-    processor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
-    options = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    processor(**options, image_mean=MEAN, image_std=STD).save_pretrained(folder)
-    return folder
 
 
 def by_hand(folder: Path, image: np.ndarray, text: str) -> float:
@@ -75,6 +43,32 @@ def test_it_is_the_cosine_of_the_two_embeddings(clip_folder: Path) -> None:
 def test_long_texts_are_cut(clip_folder: Path) -> None:
     score = ClipScore(str(clip_folder))
     assert 0 <= score(FACE, "a photo of a person " * 40) <= 100
+
+
+def test_quality_is_the_softmax_of_the_two_prompts(clip_folder: Path) -> None:
+    images = [FACE, 255 - FACE, FACE[:, ::-1].copy()]
+    prompts = [text.format("person") for text in QUALITY]
+    assert prompts == ["A good photo of a person", "A bad photo of a person"]
+    clip = Clip(str(clip_folder))
+    embedded, (good, bad) = clip.images(images), clip.texts(prompts)
+    for image, row in zip(images, embedded, strict=True):
+        for text, direction in zip(prompts, (good, bad), strict=True):
+            assert 100 * float(row @ direction) == pytest.approx(by_hand(clip_folder, image, text), abs=1e-3)
+    # A random network is all too sure of itself: two texts that are nearly the same.
+    bad = torch.nn.functional.normalize(0.98 * good + 0.02 * bad, dim=0)
+    odds = np.exp(100 * (embedded @ torch.stack([good, bad], dim=1)).numpy())
+    np.testing.assert_allclose(clip_iqa(embedded, good, bad), odds[:, 0] / odds.sum(axis=1), rtol=1e-9)
+    assert float(clip_iqa(embedded, good, bad).std()) > 0.005 and float(clip_iqa(embedded, bad, good).max()) < 0.99
+
+
+def test_embeddings_do_not_depend_on_their_company_and_go_by_what_is_seen(clip_folder: Path) -> None:
+    clip = Clip(str(clip_folder))
+    wide = np.tile(FACE, (1, 2, 1))
+    together = clip.images([FACE, wide, 255 - FACE])
+    assert torch.allclose(together.norm(dim=1), torch.ones(3, dtype=torch.float64))
+    assert torch.allclose(together[1], clip.images([wide])[0], atol=1e-6)
+    texts = clip.texts(["hair", "a much longer text about hair", "hair"])
+    assert torch.equal(texts[0], texts[2]) and torch.equal(texts[1], clip.texts(["a much longer text about hair"])[0])
 
 
 def test_weights_that_are_not_there(clip_folder: Path, tmp_path: Path) -> None:

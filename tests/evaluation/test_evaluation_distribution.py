@@ -51,6 +51,40 @@ def test_frechet_distance_of_a_shift_is_its_square() -> None:
     assert frechet_distance(*tensors(x, x)) == pytest.approx(0.0, abs=1e-6)
 
 
+def gaussian_sample(n: int, mean: tuple[float, ...], deviations: tuple[float, ...]) -> np.ndarray:
+    """n draws whose own mean and covariance are exactly these."""
+    raw = RNG.normal(size=(n, len(mean)))
+    raw -= raw.mean(axis=0)
+    white = raw @ np.linalg.inv(np.linalg.cholesky(np.cov(raw, rowvar=False))).T
+    return white * deviations + mean
+
+
+def test_frechet_distance_of_two_gaussians_in_closed_form() -> None:
+    x = gaussian_sample(40, (1.0, 2.0, 0.0), (2.0, 1.0, 0.5))
+    y = gaussian_sample(25, (4.0, -2.0, 0.0), (1.0, 3.0, 0.5))
+    # |mu - nu|^2 + sum of (sigma - tau)^2, as both covariances are diagonal.
+    assert frechet_distance(*tensors(x, y)) == pytest.approx(25 + 1 + 4)
+    assert accurate_frechet(*tensors(x, y)) == pytest.approx(25 + 1 + 4)
+
+
+def test_kernel_distance_is_unbiased() -> None:
+    """Its mean over many small samples is the squared discrepancy of the two laws, here of two points each."""
+    rng = np.random.default_rng(3)
+    one, other = np.array([-1.0, 1.0]), np.array([0.0, 1.5])
+
+    def mean_kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.mean((np.outer(a, b) + 1) ** 3))
+
+    truth = mean_kernel(one, one) + mean_kernel(other, other) - 2 * mean_kernel(one, other)
+    samples = ((rng.choice(one, (5, 1)), rng.choice(other, (5, 1))) for _ in range(400))
+    values = np.array([kernel_distance(*tensors(*pair))["kernel_distance"] for pair in samples])
+    error = values.std() / len(values) ** 0.5
+    assert abs(values.mean() - truth) < 3 * error
+    # With the pairs of an image and itself, the mean would be off by (E k(x, x) - E k(x, x')) / 5 of each law.
+    bias = sum(np.mean((law**2 + 1) ** 3) - mean_kernel(law, law) for law in (one, other)) / 5
+    assert bias > 6 * error
+
+
 def test_kernel_distance_of_whole_sets_is_the_formula() -> None:
     x, y = features(14, 5), features(14, 5, shift=0.5)
     found = kernel_distance(*tensors(x, y))
