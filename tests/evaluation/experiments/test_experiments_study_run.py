@@ -75,6 +75,10 @@ class World:
             return run.finish(
                 {"detection": {**areas, "timesteps": steps, "cells": [{"layer": "l", **s} for s in steps]}}
             )
+        if config.denoising:
+            return run.finish({"denoising": {"loss": {"value": 0.5 if config.lora else 0.25}}})
+        if config.identity is not None:
+            return run.finish({"identity": {"ism": {"unavailable": "no eyes"}, "fdfr": {"value": 0.5}}})
         grey = load_image(config.generated / "0.png").mean()
         found = {"frechet_distance": float(grey), "kernel_distance": 1.0}
         return run.finish({"distribution": found, "frequency": {"generated": {"amplitude": 2.0}}})
@@ -88,7 +92,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
         monkeypatch.setattr(f"{STEPS}.{name}", getattr(made, kind))
     model = SimpleNamespace(check_resolution=lambda side: side or 64)
     monkeypatch.setattr(f"{STUDY}.load_model", lambda *args, **kwargs: model)
-    monkeypatch.setattr(f"{STUDY}.check_features", lambda *args: None)
+    monkeypatch.setattr(f"{STUDY}.check_features", lambda *args, **kwargs: None)
     # Charts have tests of their own, and take longer than everything else here.
     monkeypatch.setattr(f"{STUDY}.write_charts", lambda results, folder: [])
     monkeypatch.chdir(tmp_path)
@@ -123,10 +127,10 @@ def counts(world: World) -> dict[str, int]:
 def test_nothing_is_computed_twice(world: World) -> None:
     assert start() == 0
     # Per identity: an attack; three methods on clean and on attacked pictures.
-    once = {"attack": 2, "purify": 0, "stage1": 2, "train": 12, "draw": 12, "look": 12}
+    once = {"attack": 2, "purify": 0, "stage1": 2, "train": 12, "draw": 12, "look": 48}
     assert counts(world) == once
     results = outcome()
-    assert results["complete"] and results["cells"]["done"] == 43
+    assert results["complete"] and results["cells"]["done"] == 55
     # The pictures' own mean is an identity's affair; what the attack, the LoRD in training and in sampling add is not.
     assert value(results, "lora", part="against_clean")["value"] == pytest.approx(16, abs=1)
     assert value(results, "lord", part="against_lora")["value"] == pytest.approx(-11, abs=1)
@@ -134,6 +138,10 @@ def test_nothing_is_computed_twice(world: World) -> None:
     assert value(results, "lord", 0.0, "against_clean")["value"] == pytest.approx(-11, abs=1)
     changes = {row["method"]: row["measures"]["change"]["value"] for row in results["rows"] if row["attack"]}
     assert changes["lora"] == pytest.approx(16, abs=1) and changes["lord"] == pytest.approx(5, abs=1)
+    measures = results["rows"][0]["measures"]
+    found = {key: measures[key]["value"] for key in ("held-out", "drawn", "high-frequencies", "no-face", "identity")}
+    assert found == {"held-out": 0.5, "drawn": 0.25, "high-frequencies": 2.0, "no-face": 0.5, "identity": None}
+    assert results["unavailable"] == ["no eyes"] and "clip-iqa" not in measures
     assert start() == 0 and counts(world) == once
     assert Path("out/summary.json").exists() and "Unfinished" not in Path("out/table.md").read_text()
     # From its own config.yaml, too.

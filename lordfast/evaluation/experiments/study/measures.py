@@ -55,6 +55,12 @@ def _distances(spec: str) -> list[Measure]:
 
 
 _OTHERS = [
+    Measure("clip-iqa", "CLIP-IQA", "higher", ("likeness", "clip", "clip_iqa", "value")),
+    Measure("clip-i", "CLIP-I", "higher", ("likeness", "clip", "clip_i", "value")),
+    Measure("clip-t", "CLIP-T", "higher", ("likeness", "clip", "clip_t", "value")),
+    Measure("dino", "DINO similarity", "higher", ("likeness", "dino", "dino", "value")),
+    Measure("identity", "identity (ISM)", "higher", ("likeness", "identity", "ism", "value")),
+    Measure("no-face", "no face found (FDFR)", "lower", ("likeness", "identity", "fdfr", "value")),
     # Paired to the noise, and so by far the least noisy: what the model knows of the subject, and whether what it draws
     # is a picture as the model alone would draw one.
     Measure("held-out", "denoising loss, held-out pictures", "lower", ("held_out", "loss", "value")),
