@@ -28,14 +28,12 @@ class Measure:
     def read(self, result: Result) -> float | str | None:
         """The value; a reason where it is unavailable, None where it was not asked for."""
         found: Any = result
-        for part in self.path:
-            if not isinstance(found, dict):
-                return None
-            if "unavailable" in found:
-                return str(found["unavailable"])
-            found = found.get(part)
-        if isinstance(found, dict) and "unavailable" in found:
-            return str(found["unavailable"])
+        for part in (*self.path, ""):
+            # An evaluation as a whole has a field of this name too, which lists all its reasons.
+            if isinstance(found, dict) and isinstance(found.get("unavailable"), str):
+                return found["unavailable"]
+            if part:
+                found = found.get(part) if isinstance(found, dict) else None
         return float(found) if isinstance(found, int | float) else None
 
 
