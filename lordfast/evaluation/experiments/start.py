@@ -15,6 +15,7 @@ from lordfast.diffusion import LatentDiffusion
 from lordfast.evaluation.experiments.claims import holders
 from lordfast.evaluation.experiments.grid import Cell, Grid, Status
 from lordfast.evaluation.features import extract, load_features
+from lordfast.evaluation.measure import Unavailable
 from lordfast.training.config import RunConfig, differences, read_yaml, to_dict, write_yaml
 from lordfast.training.interrupt import Interrupted
 from lordfast.training.run import RunFolder
@@ -151,11 +152,24 @@ def overview(status: Status) -> dict[str, Any]:
     }
 
 
-def check_features(specs: Sequence[str], model: LatentDiffusion, side: int) -> None:
-    """Raise a ValueError for features that are unknown or don't take pictures of this side."""
+def check_features(
+    specs: Sequence[str], model: LatentDiffusion, side: int, *, weights: Path | None = None, lack: bool = False
+) -> None:
+    """Raise a ValueError for features that are unknown or don't take pictures of this side.
+
+    Args:
+        weights: a file with those of Inception.
+        lack: features whose weights are missing are no error.
+    """
     blank = np.zeros((side, side, 3), np.uint8)
     for spec in specs:
-        extract(load_features(spec, model=model, device=model.device), [blank], device=model.device)
+        try:
+            features = load_features(spec, model=model, device=model.device, weights=weights)
+        except Unavailable:
+            if not lack:
+                raise
+        else:
+            extract(features, [blank], device=model.device)
 
 
 def _open(config: GridConfig, command: str, grid: Grid) -> RunFolder:

@@ -96,7 +96,7 @@ class Steps:
     def evaluate(self, run: CellRun, name: str, options: Mapping[str, Any]) -> Result:
         """The summary of an evaluation, in ``metrics/name``."""
         # The spread that counts is the one over replicates.
-        offered = {"model": self.model, "resolution": self.resolution, "resamples": 0}
+        offered = {"model": self.model, "resolution": self.resolution, "resamples": 0, "cache_dir": self.cache}
         config = build(EvaluateConfig, self._run(run.folder / "metrics" / name, "measure"), offered, options)
         return run.step("measure", lambda: run_evaluate(config))
 

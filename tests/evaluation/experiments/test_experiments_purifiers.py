@@ -255,6 +255,6 @@ def test_help_lists_experiments(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["experiment", "--help"]) == 0
     assert "  purifiers  how strong an attack is" in capsys.readouterr().out
     assert main(["experiment"]) == 2
-    assert "expected a name (purifiers) first" in capsys.readouterr().err
+    assert "expected a name (table1, fig7, gate, purifiers) first" in capsys.readouterr().err
     assert main(["experiment", "nothing"]) == 2
-    assert "expected one of purifiers, got 'nothing'" in capsys.readouterr().err
+    assert "expected one of table1, fig7, gate, purifiers, got 'nothing'" in capsys.readouterr().err

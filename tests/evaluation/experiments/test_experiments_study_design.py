@@ -11,10 +11,11 @@ from lordfast.cli.parse import parse
 from lordfast.data import DrawnSubject
 from lordfast.defense.stage1 import Stage1Config
 from lordfast.evaluation.experiments.choices import read_options
-from lordfast.evaluation.experiments.study.cells import StudyCells, attacked_names
+from lordfast.evaluation.experiments.study.cells import StudyCells
 from lordfast.evaluation.experiments.study.config import StudyConfig
-from lordfast.evaluation.experiments.study.design import applied, design
+from lordfast.evaluation.experiments.study.material import attacked_names
 from lordfast.evaluation.experiments.study.named import PRESETS, Fig7Config, GateConfig, Table1Config
+from lordfast.evaluation.experiments.study.reading import applied, design
 from lordfast.evaluation.experiments.study.recipes import RECIPES
 from lordfast.training.seeds import derive_seed
 

@@ -65,7 +65,10 @@ def test_a_measure_is_read_or_says_why_it_is_not_there() -> None:
     assert measure.read({"clip": {"score": {"value": 2}}}) == 2.0
     assert measure.read({"clip": {"score": {"unavailable": "no weights"}}}) == "no weights"
     assert measure.read({"clip": {"unavailable": "no CLIP"}}) == "no CLIP"
-    assert measure.read({"clip": {}}) is None and measure.read({}) is None
+    assert measure.read({"clip": {}}) is None and measure.read({}) is None and measure.read({"clip": 1}) is None
+    # What else an evaluation lacks is no reason here.
+    whole = {"unavailable": {"dino": "no weights"}}
+    assert measure.read({**whole, "clip": {"score": {"value": 2}}}) == 2.0 and measure.read(whole) is None
     keys = [measure.key for measure in measures_of(("lordfast.demo.classifier:load_classifier", "inception"))]
     assert keys[:4] == ["frechet-classifier", "kernel-classifier", "frechet-inception", "kernel-inception"]
     assert measures_of(("inception",))[0].title == "FID" and len(set(keys)) == len(keys)

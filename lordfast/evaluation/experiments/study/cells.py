@@ -5,22 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lordfast.data import ImageRecord, list_images, load_image, make_faces, make_landscapes, save_png
-from lordfast.data.procedural import write_folder_once
-from lordfast.evaluation.experiments.changes import drawn_change
+from lordfast.data import ImageRecord
 from lordfast.evaluation.experiments.grid import Cell, CellRun, Result, slug
 from lordfast.evaluation.experiments.steps import ATTACKED, GENERATED, LORA, PURIFIED, Steps
-from lordfast.evaluation.experiments.study.design import DRAWN, Dataset, Design, Exposure
+from lordfast.evaluation.experiments.study.design import Dataset, Design, Exposure
+from lordfast.evaluation.experiments.study.material import draw_others, mix, prepare
+from lordfast.evaluation.experiments.study.measuring import Pictures, measure_pictures
 from lordfast.evaluation.experiments.study.methods import CLEAN, PLAIN, Method, Options
-from lordfast.evaluation.experiments.subjects import Replicate, draw_pictures, split_pictures
+from lordfast.evaluation.experiments.subjects import Replicate
 from lordfast.training.seeds import derive_seed
-
-MIXED = "mixed"
 
 
 def fingerprint(settings: Any) -> str:
@@ -65,6 +62,11 @@ class StudyCells:
         """Name of the cell with their measures."""
         return f"{self.drawn(replicate, exposure, method)}.measured-{fingerprint(self._measures())}"
 
+    def compared(self, replicate: Replicate, exposure: Exposure, method: Method) -> str:
+        """Name of the cell with what other networks say of them."""
+        dataset = next(one for one in self.design.datasets if one.name == replicate.dataset)
+        return f"{self.drawn(replicate, exposure, method)}.compared-{fingerprint(self.design.likeness(dataset))}"
+
     def gate(self, replicate: Replicate, exposure: Exposure, method: Method) -> str:
         """Name of the cell with what the gates of its LoRD say."""
         settings = [method.stage1, self.config.gate_timesteps]
@@ -96,7 +98,13 @@ class StudyCells:
         source = str(dataset.folder) if dataset.folder is not None else "drawn"
         settings = {"identity": one.label, "dataset": source, "prompt": dataset.prompt, **sizes}
         settings |= {"side": self.side, "dtype": self.config.dtype}
-        self._add(f"{one.name}/data", settings, lambda run: self._data(run, dataset, one))
+        records = self.subjects[dataset.name][one.label] if dataset.folder is not None else None
+
+        def work(run: CellRun) -> Result:
+            run.step("data", lambda: prepare(run.folder, dataset, one, records, side=self.side, **sizes))
+            return {}
+
+        self._add(f"{one.name}/data", settings, work)
         for exposure in self.design.exposures(dataset):
             if exposure.attack is not None:
                 self._add_attack(dataset, one, exposure)
@@ -122,8 +130,8 @@ class StudyCells:
         data = dataset.others
         name = f"{dataset.name}/others-{self.config.stage1_images}"
         if data is None:
-            needs = [self._add(name, {}, lambda run: self._others(run, dataset))]
             data = self.folder / name / "pictures"
+            needs = [self._add(name, {}, lambda run: self._others(run, dataset))]
         settings: Options = {"options": options, "data": str(dataset.others or name), "side": self.side}
 
         def work(run: CellRun) -> Result:
@@ -173,35 +181,23 @@ class StudyCells:
         knows = {"lora": self.folder / trained / LORA, "lord": sampling, "prompt": prompt}
         if sampling is not None and "lord_lambda" in method.variant.generate:
             knows["lord_lambda"] = method.variant.generate["lord_lambda"]
-        work = self._measure(one, name, clean, knows)
+        reference = self.folder / one.name / "data" / "reference"
+        pictures = Pictures(self.folder / name / GENERATED, reference, self.folder / clean / GENERATED, knows)
+
+        def measure(run: CellRun) -> Result:
+            return measure_pictures(run, steps, self.design, pictures)
+
+        def compare(run: CellRun) -> Result:
+            return {"summary": steps.evaluate(run, "likeness", likeness | pictures.sets)}
+
         measured = self.measured(one, exposure, method)
-        self._add(measured, {"measures": self._measures()}, work, [f"{one.name}/data", name, clean])
+        self._add(measured, {"measures": self._measures()}, measure, [f"{one.name}/data", name, clean])
+        likeness = self.design.likeness(dataset)
+        if likeness:
+            self._add(self.compared(one, exposure, method), likeness, compare, [f"{one.name}/data", name])
 
     def _measures(self) -> Options:
         return {"features": self.design.features, "evaluate": self.design.evaluate}
-
-    def _measure(self, one: Replicate, drawn: str, clean: str, knows: Options) -> Callable[[CellRun], Result]:
-        def work(run: CellRun) -> Result:
-            pictures, steps = self.folder / drawn / GENERATED, self._steps(*one.seeds)
-            sets = {"generated": pictures, "reference": self.folder / one.name / "data" / "reference"}
-            found: Result = {"change": drawn_change(pictures, self.folder / clean / GENERATED), "features": {}}
-            for index, spec in enumerate(self.design.features):
-                first = {} if index == 0 else {"frequency": False}
-                options = {**self.design.evaluate, **sets, "paired": "off", **first, "features": spec}
-                summary = steps.evaluate(run, slug(spec), options)
-                found["features"][spec] = summary["distribution"]
-                if index == 0:
-                    found["summary"] = summary
-            # The model as it draws, on pictures it has not seen; and the model alone, on what was drawn.
-            alone = {"denoising": True, "prompt": knows["prompt"]}
-            for kind, options in {
-                "held_out": {**alone, **knows, "reference": sets["reference"]},
-                "drawn": {**alone, "reference": pictures},
-            }.items():
-                found[kind] = steps.evaluate(run, kind, options)["denoising"]
-            return found
-
-        return work
 
     def _add_gate(self, dataset: Dataset, one: Replicate, exposure: Exposure, method: Method) -> None:
         lord, attacked = self._add_stage1(dataset, one, method), self.attacked(one, exposure)
@@ -222,21 +218,9 @@ class StudyCells:
     def _steps(self, *parts: object) -> Steps:
         return Steps.of(self.config, self.config.model, self.config.resolution, *parts)
 
-    def _data(self, run: CellRun, dataset: Dataset, one: Replicate) -> Result:
-        sizes = {"images": self.config.images, "reference": self.config.reference}
-        if dataset.folder is None:
-            landscape = dataset.name == DRAWN[1]
-            run.step("data", lambda: draw_pictures(one, run.folder, landscape=landscape, **sizes))
-        else:
-            records = self.subjects[dataset.name][one.label]
-            run.step("data", lambda: split_pictures(one, records, run.folder, side=self.side, **sizes))
-        return {}
-
     def _others(self, run: CellRun, dataset: Dataset) -> Result:
-        draw = make_landscapes if dataset.name == DRAWN[1] else make_faces
-        seed = derive_seed(self.config.seed, dataset.name, "others")
-        write = lambda: write_folder_once(run.folder / "pictures", lambda: draw(self.config.stage1_images, seed))  # noqa: E731
-        run.step("data", write)
+        seed, count = derive_seed(self.config.seed, dataset.name, "others"), self.config.stage1_images
+        run.step("data", lambda: draw_others(run.folder / "pictures", dataset, count, seed))
         return {}
 
     def _pictures(self, run: CellRun, one: Replicate, exposure: Exposure) -> Path:
@@ -247,17 +231,4 @@ class StudyCells:
         attacked = self.folder / self.attacked(one, exposure) / ATTACKED
         if exposure.proportion == 1:
             return attacked
-        names = [record.name for record in list_images(clean, captions="ignore")]
-        chosen = attacked_names(names, exposure.proportion, one.derive("mixture"))
-        for name in names:
-            source = attacked if name in chosen else clean
-            if not (run.folder / MIXED / name).exists():
-                save_png(load_image(source / name), run.folder / MIXED / name)
-        return run.folder / MIXED
-
-
-def attacked_names(names: Sequence[str], proportion: float, seed: int) -> set[str]:
-    """Which pictures are attacked: a share of exactly `proportion`, and for a smaller one some of the same."""
-    shuffled = sorted(names)
-    random.Random(seed).shuffle(shuffled)
-    return set(shuffled[: round(proportion * len(shuffled))])
+        return mix(clean, attacked, run.folder / "mixed", exposure.proportion, one.derive("mixture"))

@@ -28,14 +28,12 @@ class Measure:
     def read(self, result: Result) -> float | str | None:
         """The value; a reason where it is unavailable, None where it was not asked for."""
         found: Any = result
-        for part in self.path:
-            if not isinstance(found, dict):
-                return None
-            if "unavailable" in found:
-                return str(found["unavailable"])
-            found = found.get(part)
-        if isinstance(found, dict) and "unavailable" in found:
-            return str(found["unavailable"])
+        for part in (*self.path, ""):
+            # An evaluation as a whole has a field of this name too, which lists all its reasons.
+            if isinstance(found, dict) and isinstance(found.get("unavailable"), str):
+                return found["unavailable"]
+            if part:
+                found = found.get(part) if isinstance(found, dict) else None
         return float(found) if isinstance(found, int | float) else None
 
 
@@ -55,6 +53,12 @@ def _distances(spec: str) -> list[Measure]:
 
 
 _OTHERS = [
+    Measure("clip-iqa", "CLIP-IQA", "higher", ("likeness", "clip", "clip_iqa", "value")),
+    Measure("clip-i", "CLIP-I", "higher", ("likeness", "clip", "clip_i", "value")),
+    Measure("clip-t", "CLIP-T", "higher", ("likeness", "clip", "clip_t", "value")),
+    Measure("dino", "DINO similarity", "higher", ("likeness", "dino", "dino", "value")),
+    Measure("identity", "identity (ISM)", "higher", ("likeness", "identity", "ism", "value")),
+    Measure("no-face", "no face found (FDFR)", "lower", ("likeness", "identity", "fdfr", "value")),
     # Paired to the noise, and so by far the least noisy: what the model knows of the subject, and whether what it draws
     # is a picture as the model alone would draw one.
     Measure("held-out", "denoising loss, held-out pictures", "lower", ("held_out", "loss", "value")),

@@ -43,9 +43,10 @@ def _values(cells: StudyCells, dataset: Dataset, measures: Sequence[Measure], do
         for method in cells.design.of(exposure):
             here = found.setdefault((exposure, method.name), {measure.key: {} for measure in measures})
             for one in cells.replicates[dataset.name]:
-                result = done.get(cells.measured(one, exposure, method))
-                for measure in measures if result is not None else ():
-                    value = measure.read(result or {})
+                names = (cells.measured(one, exposure, method), cells.compared(one, exposure, method))
+                results = {**done.get(names[0], {}), "likeness": done.get(names[1], {}).get("summary", {})}
+                for measure in measures:
+                    value = measure.read(results)
                     if value is not None:
                         here[measure.key][one.name] = value
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lordfast.defense.stage1 import PRESETS as STAGE1
@@ -30,6 +30,7 @@ class Recipe:
     stage2: Options
     generate: Options
     features: tuple[str, ...]
+    evaluate: Options = field(default_factory=dict)
 
 
 _DRAWN = ("lordfast.demo.classifier:load_classifier", "vae")
@@ -82,5 +83,6 @@ RECIPES = {
         stage2={name: STAGE2["paper"][name] for name in ("rank", "batch_size", "steps", "lr")},
         generate={"n": 100, "steps": 50, "guidance": 7.0, "sampler": "euler-a"},
         features=("inception",),
+        evaluate={"clip_model": "openai/clip-vit-base-patch16"},
     ),
 }

@@ -12,9 +12,10 @@ from lordfast.evaluation.experiments.start import check_features, compute, open_
 from lordfast.evaluation.experiments.study.cells import StudyCells
 from lordfast.evaluation.experiments.study.charts import write_charts
 from lordfast.evaluation.experiments.study.config import StudyConfig
-from lordfast.evaluation.experiments.study.design import Design, design
+from lordfast.evaluation.experiments.study.design import Design
 from lordfast.evaluation.experiments.study.latex import to_latex
 from lordfast.evaluation.experiments.study.outcomes import columns, gate_rows, table_rows
+from lordfast.evaluation.experiments.study.reading import design
 from lordfast.evaluation.experiments.study.tables import to_csv, to_markdown
 from lordfast.evaluation.experiments.subjects import list_subjects
 from lordfast.files import write_atomic
@@ -41,7 +42,8 @@ def run_study(config: StudyConfig, name: str) -> dict[str, Any]:
     model = load_model(config.model, device=config.device, dtype=config.dtype)
     side = model.check_resolution(config.resolution)
     if config.draw:
-        check_features(plan.features, model, side)
+        # What can't be measured here is reported as such; the rest of the study is not in vain.
+        check_features(plan.features, model, side, weights=plan.evaluate.get("inception_weights"), lack=True)
     cells = StudyCells(plan, subjects, side)
     run, grid = open_grid(config, f"experiment {name}", cells.all, grows=True)
 
