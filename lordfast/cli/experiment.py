@@ -14,6 +14,7 @@ def run(args: list[str]) -> None:
 
     from lordfast.evaluation.experiments.registry import EXPERIMENTS, study
     from lordfast.evaluation.table import section_to_rich
+    from lordfast.report.runs import write_report
 
     known = dict(EXPERIMENTS)
     if args and args[0] not in known and any(word.partition("=")[0] == "--config" for word in args):
@@ -35,5 +36,6 @@ def run(args: list[str]) -> None:
         console.print(f"failed: {one['cell']}: {one['type']}: {one['message']}", style="red", markup=False)
     for path in sorted(path for suffix in ("md", "csv", "tex", "png") for path in config.out.glob(f"*.{suffix}")):
         print(path)
+    print(write_report(config.out))
     if results["failed"]:
         print("--retry computes the failed cells again", file=sys.stderr)
