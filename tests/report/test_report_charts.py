@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from lordfast.report import Line, Measured, heat_map, interval_chart, line_chart, running_mean
+from lordfast.report import Line, Measured, heat_map, histogram, interval_chart, line_chart, running_mean
 from lordfast.report.svg import place
 
 NOISY = [3.0, -1.0, 4.0, 1.0, 5.0, 9.0, -2.0]
@@ -19,6 +19,7 @@ def draw_all() -> dict[str, str]:
         "lines": line_chart(lines, x_label="step", y_label="loss", window=3, reference=(ODD, 2.0)),
         "heat": heat_map([[0.0, 0.25], [None, 1.0]], [ODD, "row"], ["20", "600"], x_label="t", low=0, high=1),
         "intervals": interval_chart([(ODD, Measured(1.0, 0.5, 1.5)), ("bare", Measured(2.0))], x_label="distance"),
+        "shares": histogram([("plain", [1.0, 2.0]), ("other", [3.0])], x_label=ODD),
     }
 
 
@@ -52,7 +53,7 @@ def test_smoothing_refuses_windows_without_a_middle() -> None:
     assert running_mean([], 3) == []
 
 
-@pytest.mark.parametrize("name", ["lines", "heat", "intervals"])
+@pytest.mark.parametrize("name", ["lines", "heat", "intervals", "shares"])
 def test_drawings_take_their_colours_and_font_from_the_page(drawings: dict[str, str], name: str) -> None:
     svg = drawings[name]
     root = ElementTree.fromstring(svg)
@@ -118,11 +119,59 @@ def test_an_interval_is_drawn_to_scale_and_only_where_there_is_one() -> None:
         curve(svg, "series-2")
 
 
+def test_references_stand_where_they_are_measured() -> None:
+    rows = [("a", Measured(0.5, -1.0, 1.0)), ("b", Measured(0.25, 0.0, 2.0))]
+    svg = interval_chart(rows, x_label="gap", references=[("attacked", 0.0), ("clean", 1.0)])
+    root = ElementTree.fromstring(svg)
+    (left, _), (right, _) = curve(svg, "series-1")
+    lines = [e.get("d", "") for e in root.iter("path") if "dasharray" in e.get("style", "")]
+    found = sorted({float(match[1]) for d in lines if (match := re.match(r"M ([-\d.]+)", d))})
+    # Of -1 to 1, 0 is the middle and 1 the end.
+    assert found == pytest.approx([(left + right) / 2, right], abs=1e-3)
+    assert {"attacked", "clean"} <= set(texts(svg))
+
+
+def test_curves_with_intervals_have_bars_to_scale_beside_each_other() -> None:
+    lines = [
+        Line("a", [0, 100], [1.0, 3.0], [(0.0, 2.0), None]),
+        Line("b", [0, 100], [1.0, 2.0], [(0.5, 1.5), (1.0, 3.0)]),
+    ]
+    svg = line_chart(lines, x_label="share", y_label="distance", points=True)
+    bars = []
+    for element in ElementTree.fromstring(svg).iter("path"):
+        ends = [(float(x), float(y)) for x, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", element.get("d", ""))]
+        style = element.get("style", "")
+        if "series" in style and "opacity" in style and len(ends) == 2 and ends[0][0] == ends[1][0]:
+            bars.append((ends[0][0], abs(ends[0][1] - ends[1][1])))
+    assert len(bars) == 3, "one interval is not known"
+    (x_a, whole), (x_b, half), (_, same) = bars
+    assert half == pytest.approx(whole / 2, abs=1e-3) and same == pytest.approx(whole, abs=1e-3)
+    assert 0 < x_b - x_a < 10, "they would hide each other"
+
+
+def test_a_histogram_shows_the_share_of_each_group_in_each_bin() -> None:
+    groups = [("few", [0.0, 4.0]), ("many", [0.5] * 3 + [3.5])]
+    svg = histogram(groups, x_label="value", bins=4)
+    # The outline of a group, up and down at the edges of its bins; the legend's sample is shorter.
+    outlines = []
+    for role in ("series-1", "series-2"):
+        own = [e for e in ElementTree.fromstring(svg).iter("path") if f"stroke: var(--{role})" in e.get("style", "")]
+        heights = max((re.findall(r"[ML] [-\d.]+ ([-\d.]+)", e.get("d", "")) for e in own), key=len)
+        drawn = [float(y) for y in heights]
+        outlines.append((max(drawn) - min(drawn), sum(y < max(drawn) - 1e-6 for y in drawn)))
+    (few, corners), (many, _) = outlines
+    assert many / few == pytest.approx(0.75 / 0.5, abs=1e-3) and corners == 4
+    assert {"few (2)", "many (4)", "value", "share"} <= set(texts(svg))
+    assert "few (2)" not in texts(histogram(groups[:1], x_label=""))
+    assert "one value" in texts(histogram([("a", [2.0, 2.0])], x_label="one value"))
+
+
 def test_long_names_leave_room_for_the_drawing(recwarn: pytest.WarningsRecorder) -> None:
     long = "x" * 500
     line_chart([Line(long, [1, 2], [1, 2])] * 4, x_label=long, y_label=long, reference=(long, 1))
     heat_map([[1.0]], [long], [long], x_label=long, low=0, high=1)
-    interval_chart([(long, Measured(1.0))], x_label=long)
+    interval_chart([(long, Measured(1.0))], x_label=long, references=[(long, 0.5), (long, 2.0)])
+    histogram([(long, [1.0, 2.0]), (long, [1.0])], x_label=long)
     assert not recwarn.list, "matplotlib found no room"
 
 
@@ -153,6 +202,9 @@ def test_the_users_settings_of_matplotlib_stay_and_do_not_matter(drawings: dict[
         (lambda: heat_map([[1.0]], ["a"], ["b", "c"], x_label="", low=0, high=1), "expected 1 rows of 2"),
         (lambda: heat_map([[1.0]], ["a"], ["b"], x_label="", low=1, high=1), "low < centre < high"),
         (lambda: interval_chart([], x_label=""), "rows: expected at least one"),
+        (lambda: line_chart([Line("a", [1, 2], [1, 2], [None])], x_label="", y_label=""), "per x in 'a', got 1 for 2"),
+        (lambda: histogram([], x_label=""), "groups: expected at least one, each with values, got none"),
+        (lambda: histogram([("a", [1.0]), ("b", [])], x_label=""), "got 'a': 1, 'b': 0"),
     ],
 )
 def test_charts_say_what_does_not_fit(wrong: object, says: str) -> None:

@@ -12,7 +12,7 @@ from lordfast.report.runs.album import Album, pictures_of
 from lordfast.report.runs.common import histogram_chart, seconds_tile
 from lordfast.report.runs.content import Content, counted, section
 from lordfast.report.runs.read import Run
-from lordfast.report.runs.tables import capital, in_words, is_number, measure_blocks, title_of
+from lordfast.report.runs.tables import capital, in_words, is_number, measure_blocks, measured_parts, title_of
 
 SHOWN = 8
 _TILES = ("frechet_distance", "kernel_distance", "psnr", "ssim", "lpips", "clip_iqa", "clip_t", "dino", "auroc")
@@ -22,7 +22,7 @@ def describe_evaluate(run: Run, album: Album) -> Content:
     """Tables of every part with intervals and reasons, lambda as maps, curves and histograms, and the pictures."""
     found = run.summary or {}
     parts = {name: part for name, part in found.items() if isinstance(part, Mapping)}
-    tables = [block for name, part in parts.items() for block in measure_blocks(name, part)]
+    tables = [block for name, part in measured_parts(found) for block in measure_blocks(name, part)]
     detection = parts.get("detection")
     tiles = _tiles(parts)
     rows = run.rows

@@ -10,7 +10,7 @@ from lordfast.report.charts import Line, interval_chart, line_chart
 from lordfast.report.gate_charts import lambda_maps
 from lordfast.report.numbers import Measured
 from lordfast.report.runs.album import Album
-from lordfast.report.runs.cells import find_replicates, gate_blocks, loss_blocks, replicate_blocks, stage1_runs
+from lordfast.report.runs.cells import Cells, loss_blocks, picture_blocks
 from lordfast.report.runs.common import duration
 from lordfast.report.runs.content import Content, counted, section
 from lordfast.report.runs.outcomes import MEAN, Measure, Row, kinds_of, read_outcomes
@@ -38,13 +38,14 @@ def describe_experiment(run: Run, album: Album) -> Content:
     """The page of a finished, a half-finished or a failed experiment."""
     results = run.results or {}
     measures, rows = read_outcomes(results)
-    replicates = find_replicates(run.path / "cells")
+    cells = Cells(run)
+    pictures = cells.pictures()
     sections = _results(measures, rows)
-    sections += section("Lambda: does the gate notice the attack?", *_gates(results), *_each(replicates))
-    for one in replicates:
-        title = f"Pictures: {one.dataset}" if one.dataset else "Pictures"
-        sections += section(title, *replicate_blocks(one, run.path / "cells", album))
-    sections += section("Loss", *loss_blocks(replicates, stage1_runs(run.path / "cells")))
+    sections += section("Lambda: does the gate notice the attack?", *_gates(results), *cells.gates())
+    for dataset in dict.fromkeys(one.dataset for one in pictures):
+        shown = [one for one in pictures if one.dataset == dataset]
+        sections += section(f"Pictures: {dataset}" if dataset else "Pictures", *picture_blocks(shown, album))
+    sections += section("Loss", *loss_blocks(pictures, cells.lords()))
     sections += section("Failed cells", _failed(results))
     return Content(
         f"Experiment {run.name}",
@@ -53,10 +54,6 @@ def describe_experiment(run: Run, album: Album) -> Content:
         sections,
         notes=[] if results.get("complete") else [_unfinished(results)],
     )
-
-
-def _each(replicates: Sequence[Any]) -> list[Block]:
-    return [block for one in replicates for block in gate_blocks(one)]
 
 
 def _story(run: Run, results: Mapping[str, Any]) -> str:
@@ -113,8 +110,8 @@ def _results(measures: Sequence[Measure], rows: Sequence[Row]) -> list[Section]:
         present = [m for m in measures if any(row.cell(m.key) is not None for row in own)]
         blocks: list[Block] = [Paragraph(_READING), *_shares(present, own)]
         groups = _settings(own)
-        # One of them open, that of most methods; more would bury the rest of the page.
-        shown = max(groups, key=lambda setting: len(groups[setting]))
+        # One of them open, that of which most is known; more would bury the rest of the page.
+        shown = max(groups, key=lambda setting: sum(row.n > 0 for row in groups[setting]))
         for setting, group in sorted(groups.items(), key=lambda item: item[0] != shown):
             found = _group(setting, present, group)
             blocks += found if setting == shown else [Details(setting, found)]
@@ -160,7 +157,7 @@ def _interval_charts(setting: str, measures: Sequence[Measure], rows: Sequence[R
     references = {GAP: [("attacked", 0.0), ("clean", 1.0)], MEAN: []}.get(kind, [("no difference", 0.0)])
     for measure in measures:
         found = [(row.title, one) for row in rows if (one := row.estimates.get(measure.key, {}).get(kind)) is not None]
-        if not any(one.interval for _, one in found):
+        if len(found) < 2 or not any(one.interval for _, one in found):
             continue
         better = "higher" if kind == GAP else measure.better
         label = f"{measure.title}{f' ({better} is better)' if better and kind in (MEAN, GAP) else ''}"
@@ -222,7 +219,9 @@ def _gates(results: Mapping[str, Any]) -> list[Block]:
     if bars:
         drawn = interval_chart(bars, x_label="AUROC (0.5 is chance)", references=[("chance", 0.5)])
         says = "; ".join(f"{name} {one.value:.2f}" for name, one in bars)
-        blocks.append(Charts([Chart("AUROC of λ", drawn, f"AUROC: {says}.", "Intervals over replicates.")]))
+        blocks.append(
+            Charts([Chart("AUROC of λ over all layers", drawn, f"AUROC: {says}.", "Intervals over replicates.")])
+        )
     return [*blocks, *maps]
 
 

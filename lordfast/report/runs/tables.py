@@ -87,19 +87,50 @@ def text_of(value: object) -> str:
     return plain(value) if isinstance(value, int | float) else str(value)
 
 
+def measured_parts(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The parts of an evaluation's summary that make a table each; scores of one number share the first one."""
+    scores: dict[str, Any] = {}
+    others: list[tuple[str, Mapping[str, Any]]] = []
+    for name, part in summary.items():
+        if not isinstance(part, Mapping) or name == "unavailable":
+            continue
+        if _is_score(part):
+            scores[name] = part
+        elif isinstance(part.get("sets"), Mapping):
+            # One per kind of features; what stands beside them is the first one again.
+            others += [(name, one) for one in part["sets"].values()]
+        elif any(map(_is_score, part.values())) and all(_is_score(v) for v in part.values() if not isinstance(v, str)):
+            scores |= {key: value for key, value in part.items() if _is_score(value)}
+        else:
+            others.append((name, part))
+    return [*([("scores", scores)] if scores else []), *others]
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, Mapping) and ("value" in value or (len(value) < 3 and "unavailable" in value))
+
+
 def measure_blocks(name: str, part: Mapping[str, Any]) -> list[Block]:
     """The numbers of a part of a summary, a row each: value and interval; and why some could not be measured.
 
-    Read are ``name`` with ``name_low`` and ``name_high`` beside it, ``{"value", "low", "high"}``, and
-    ``{"unavailable": reason}``, at any depth. Lists are left out, and counts stand in the caption.
+    Read are ``name`` with ``name_low`` and ``name_high`` beside it, ``{"value", "low", "high"}``, a list of these per
+    timestep, and ``{"unavailable": reason}``, at any depth. Counts stand in the caption.
     """
     rows, reasons = [], []
-    for title, found in _rows(part, "") if "unavailable" not in part else [(title_of(name), part["unavailable"])]:
-        if isinstance(found, Measured):
-            rows.append((title, list(in_words(found))))
+    features = part.get("features")
+    missing = part.get("unavailable")
+    found = [*(_rows(part, "") if not isinstance(missing, str) else ())]
+    if isinstance(missing, Mapping):
+        found = [one for one in found if one[0].rstrip(" ↑↓") not in {title_of(key) for key in missing}]
+        found += [(title_of(key), str(reason)) for key, reason in missing.items()]
+    elif missing:
+        found = [(f"{title_of(name)}{f' on {features} features' if features else ''}", str(missing))]
+    for title, value in found:
+        if isinstance(value, Measured):
+            rows.append((title, list(in_words(value))))
         else:
             rows.append((title, ["unavailable", ""]))
-            reasons.append(f"{title.rstrip(' ↑↓')} is unavailable: {found}")
+            reasons.append(f"{capital(title.rstrip(' ↑↓'))} is unavailable: {value}")
     if not rows:
         return []
     table = Table("measure", [Column("value"), Column("95 % interval")], rows, _caption(name, part))
@@ -129,7 +160,13 @@ def _rows(part: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Measured 
     for key, value in part.items():
         title = f"{prefix}{title_of(key)}"
         marked = title + _ARROWS[TITLES.get(key, ("", None))[1]]
-        if isinstance(value, Mapping):
+        if key == "unavailable":
+            continue
+        if isinstance(value, list):
+            for one in value:
+                if isinstance(one, Mapping) and "value" in one and "timestep" in one:
+                    yield from _rows({f"timestep {one['timestep']}": one}, prefix)
+        elif isinstance(value, Mapping):
             reason = value.get("unavailable") or value.get("reason")
             if "unavailable" in value or ("value" in value and value["value"] is None and reason):
                 yield marked, str(reason)
