@@ -4,6 +4,7 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -127,11 +128,27 @@ def test_only_lord_moves_and_what_is_saved_is_what_was_trained(
     )
 
 
-def test_the_gate_s_granularity_reaches_the_file(stage1: Any, tmp_path: Path) -> None:
-    run_stage1(stage1(gate_granularity="sample", gate_hidden=3, rank=2, target_modules=("to_q",), steps=1))
+def test_the_gate_s_choices_reach_the_file(stage1: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[dict[str, str]] = []
+    objective = module.DefenseObjective
+    monkeypatch.setattr(module, "DefenseObjective", lambda *args, **how: losses.append(how) or objective(*args, **how))
+    gate = {
+        "gate_granularity": "sample",
+        "gate_hidden": 3,
+        "gate_input": "input",
+        "gate_norm": "rms",
+        "gate_timestep": True,
+        "gate_temperature": 2.0,
+    }
+    det = {"det_layers": "pooled", "det_tokens": "sample", "det_timesteps": "low"}
+    run_stage1(stage1(**gate, **det, rank=2, target_modules=("to_q",), steps=1))
     config, saved = read_lord(tmp_path / "stage1")
-    assert (config.gate_granularity, config.gate_hidden, config.r) == ("sample", 3, 2)
+    assert {name: getattr(config, name) for name in gate} == gate and config.r == 2
     assert all(".to_q." in name for name in saved)
+    # A new embedding's weights are zero, and one step has moved them.
+    assert all(value.any() for name, value in saved.items() if name.endswith("lord_wt"))
+    (how,) = losses
+    assert how.items() >= det.items()
 
 
 def test_gradient_checkpointing_gives_the_same_lord(stage1: Any, tmp_path: Path) -> None:
@@ -224,6 +241,14 @@ def test_one_branch_trains_a_and_b_alone(stage1: Any, demo_model: Any) -> None:
     x = torch.randn(2, 5, bare.shape[1], generator=torch.Generator().manual_seed(0))
     merged = bare + lord.scaling * tensors[f"{layer}.lord_B"] @ tensors[f"{layer}.lord_A"]
     torch.testing.assert_close(defended.unet.get_submodule(layer)(x), x @ merged.T)
+
+
+def test_several_processes_can_not_refresh(stage1: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "make_accelerator", lambda *_: SimpleNamespace(num_processes=2))
+    config = stage1(refresh_every=2)
+    with pytest.raises(ValueError, match="refresh_every: expected one process, got 2"):
+        run_stage1(config)
+    assert not config.out.exists()
 
 
 def test_a_budget_that_changes_no_image_is_refused(stage1: Any) -> None:

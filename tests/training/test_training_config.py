@@ -11,7 +11,7 @@ import yaml
 from lordfast.attacks.options import AttackConfig
 from lordfast.cli.parse import parse
 from lordfast.defense.stage1 import PRESETS as STAGE1_PRESETS
-from lordfast.defense.stage1 import Stage1Config
+from lordfast.defense.stage1 import Stage1Config, lord_config
 from lordfast.demo.story import DemoConfig
 from lordfast.evaluation.config import EvaluateConfig
 from lordfast.training.config import RunConfig, check_choices, differences, read_yaml, to_dict, to_flags, write_yaml
@@ -92,6 +92,10 @@ def test_the_paper_preset_of_stage1() -> None:
     assert (settings.steps, settings.budget.step_size, settings.budget.eps) == (2, 0.0025, 0.025)
     assert settings.budget.norm == "linf" and not settings.random_start
     assert not config.targeted
+    # What the paper does not have stays off.
+    assert (config.adversaries, config.perturbed, config.refresh_every) == ((), (), 0)
+    assert lord_config(config).has_papers_gate and config.gate_temperature == 1
+    assert (config.det_layers, config.det_tokens, config.det_timesteps) == ("mean", "token", "uniform")
 
 
 def test_the_paper_preset_of_stage2() -> None:
@@ -159,6 +163,13 @@ def test_choices_are_checked_in_python_too() -> None:
         AttackConfig(out=Path("run"), model="demo", images=Path("images")),
         Stage1Config(out=Path("run"), model="demo", data=Path("faces")),
         Stage1Config(out=Path("run"), model="demo", data=Path("faces"), **STAGE1_PRESETS["paper"]),
+        Stage1Config(
+            out=Path("run"),
+            model="demo",
+            data=Path("faces"),
+            adversaries=("pgd,eps=4/255", "mist"),
+            perturbed=(Path("a b"), Path("c")),
+        ),
         Stage2Config(out=Path("run"), model="demo", instance_data=Path("faces"), instance_prompt="sks"),
         GenerateConfig(out=Path("run"), model="demo", prompt="sks"),
         EvaluateConfig(out=Path("run"), generated=Path("a"), reference=Path("b")),
