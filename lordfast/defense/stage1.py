@@ -22,7 +22,7 @@ from lordfast.training.lora import check_targets
 from lordfast.training.memory.auto import recompute_if_needed
 from lordfast.training.placement import PlacementOptions, check_placement, load_placed, recompute
 from lordfast.training.processes import make_accelerator, on_main, open_run
-from lordfast.training.run import RunFolder
+from lordfast.training.run import RunFolder, check_apart
 from lordfast.training.seeds import derive_seed
 from lordfast.training.speed import SpeedOptions, speed_up
 
@@ -172,6 +172,8 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
     side = model.check_resolution(config.resolution)
     adversaries = adversaries_of(config, model)
     found = read_images(records, config, side, seed=config.seed)
+    for folder in config.perturbed:
+        check_apart(config, {"perturbed": folder})
     ready = find_twins(config.perturbed, records, found, config, side)
     run = open_run(config, "stage1", accelerator)
 

@@ -243,12 +243,28 @@ def test_one_branch_trains_a_and_b_alone(stage1: Any, demo_model: Any) -> None:
     torch.testing.assert_close(defended.unet.get_submodule(layer)(x), x @ merged.T)
 
 
+def test_twins_are_not_looked_for_where_the_run_writes(stage1: Any, faces: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="out: .* lies inside the perturbed"):
+        run_stage1(stage1(perturbed=(tmp_path,)))
+    assert not (tmp_path / "stage1").exists()
+
+
 def test_several_processes_can_not_refresh(stage1: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "make_accelerator", lambda *_: SimpleNamespace(num_processes=2))
     config = stage1(refresh_every=2)
     with pytest.raises(ValueError, match="refresh_every: expected one process, got 2"):
         run_stage1(config)
     assert not config.out.exists()
+
+
+def test_without_its_clean_branch_a_lord_s_shut_gate_changes_nothing(stage1: Any, demo_model: Any) -> None:
+    inject(demo_model, stage1(clean_branch=False, gate_input="down", target_modules=("to_q",)))
+    trained = {n.split(".lord_")[1].split(".")[0] for n, p in demo_model.unet.named_parameters() if p.requires_grad}
+    assert trained == {"A", "B_adv", "w1", "b1", "w2", "b2"}
+    assert not any(p.any() for name, p in demo_model.unet.named_parameters() if ".lord_B." in name)
+    for settings, came in (({}, "gate_input branch"), ({"one_branch": True, "gate_input": "down"}, "one_branch")):
+        with pytest.raises(ValueError, match=f"clean_branch: .* than {came}"):
+            module.check(stage1(clean_branch=False, **settings))
 
 
 def test_a_budget_that_changes_no_image_is_refused(stage1: Any) -> None:
