@@ -13,17 +13,14 @@ def run(args: list[str]) -> None:
     """Parse and measure."""
     from lordfast.evaluation.config import EvaluateConfig
     from lordfast.evaluation.evaluate import run_evaluate
-    from lordfast.evaluation.table import to_rich
+    from lordfast.evaluation.table import reasons, to_rich
 
     config = parse(EvaluateConfig, "evaluate", args)
     summary = run_resumable("evaluate", config, lambda: run_evaluate(config))
     console = Console()
     console.print(to_rich(summary))
-    why: dict[str, list[str]] = {}
-    for metric, reason in summary.get("unavailable", {}).items():
-        why.setdefault(reason, []).append(metric)
-    for reason, metrics in why.items():
-        print(f"unavailable: {', '.join(metrics)}: {reason}", file=sys.stderr)
+    for reason in reasons(summary):
+        print("unavailable:", reason, file=sys.stderr)
     for text in summary["warnings"]:
         console.print("warning:", text, style="yellow", markup=False, highlight=False)
     print(

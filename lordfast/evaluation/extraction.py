@@ -48,8 +48,7 @@ def extract_rows(
         keys = [content_key("features", key, image) if cache is not None and key is not None else "" for image in chunk]
         found = [cache.get(one) if cache is not None and one else None for one in keys]
         missing = [i for i, tensors in enumerate(found) if tensors is None]
-        # Copies: a view would keep, and store, the whole batch.
-        made = [row.cpu().clone() for row in encode([chunk[i] for i in missing])] if missing else []
+        made = [row.cpu() for row in encode([chunk[i] for i in missing])] if missing else []
         for i, row in zip(missing, made, strict=True):
             found[i] = {_ROW: row}
             if cache is not None and keys[i]:

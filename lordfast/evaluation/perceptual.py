@@ -28,9 +28,7 @@ class Lpips:
         try:
             metric = LearnedPerceptualImagePatchSimilarity(net_type=net)
         except ImportError as error:
-            raise Unavailable(
-                f"lpips: the network {net} comes with torchvision, which is missing or does not fit torch: {error}"
-            ) from error
+            raise Unavailable(f"lpips: {net} is a network of torchvision: {error}") from error
         except (OSError, RuntimeError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise Unavailable(f"lpips: the weights of {net} can't be downloaded or read: {reason}") from error

@@ -46,6 +46,14 @@ def sections(summary: dict[str, Any], layers: int | None = None) -> list[Section
     return found
 
 
+def reasons(summary: dict[str, Any]) -> list[str]:
+    """Why metrics are unavailable, a line for each reason."""
+    found: dict[str, list[str]] = {}
+    for metric, reason in summary["unavailable"].items():
+        found.setdefault(reason, []).append(metric)
+    return [f"{', '.join(metrics)}: {reason}" for reason, metrics in found.items()]
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """`value` to as many significant digits; a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}g}"
@@ -57,9 +65,9 @@ def _interval_of(part: dict[str, Any], name: str) -> str:
 
 
 def _measured(measure: dict[str, Any]) -> list[str]:
-    """Value and interval of a `Measure`, or that there are none and why."""
+    """Value and interval of a `Measure`, or that there are none; why, `reasons` has once for all that lack the same."""
     if "unavailable" in measure:
-        return [f"unavailable: {measure['unavailable']}", "-"]
+        return ["unavailable", "-"]
     return [number(measure["value"]), _interval_of({f"value_{end}": measure[end] for end in ("low", "high")}, "value")]
 
 
@@ -180,8 +188,9 @@ def section_to_rich(section: Section) -> Table:
 
 
 def to_markdown(summary: dict[str, Any]) -> str:
-    """Every table, and the warnings, as Markdown."""
-    return markdown(sections(summary), summary["warnings"])
+    """Every table, what is unavailable, and the warnings, as Markdown."""
+    absent = [f"unavailable: {reason}" for reason in reasons(summary)]
+    return markdown(sections(summary), [*absent, *summary["warnings"]])
 
 
 def to_rich(summary: dict[str, Any]) -> Group:

@@ -171,12 +171,14 @@ def test_what_is_missing_is_reported_and_the_rest_is_measured(
     assert missing["lpips"] == "no generated image has the name of a reference image"
     assert "unavailable: clip_iqa, clip_i, clip_t: clip: no-clip can't be loaded" in told.err
     assert "unavailable: inception features: inception: nowhere.pth can't be read" in told.err
-    assert "unavailable" in told.out
+    assert told.out.count("unavailable") == 6, "one set of features and five scores"
     assert summary["distribution"]["unavailable"] == missing["inception features"]
     assert summary["distribution"]["sets"][COLOURS]["frechet_distance"] > 0
     assert summary["clip"]["clip_t"] == {"unavailable": missing["clip_t"]}
     assert summary["identity"]["ism"]["value"] == pytest.approx(1)
-    assert "unavailable: dino: no-dino can't be loaded" in (tmp_path / "run" / "table.md").read_text()
+    table = (tmp_path / "run" / "table.md").read_text()
+    assert "* unavailable: dino: dino: no-dino can't be loaded" in table
+    assert "| CLIP-T, cosine with the prompt (higher is closer) | unavailable | - |" in table
 
 
 def test_what_was_missing_is_measured_when_the_run_goes_on(
