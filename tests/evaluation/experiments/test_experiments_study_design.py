@@ -137,6 +137,15 @@ def test_set_words_reach_what_only_a_file_can_hold(tmp_path: Path) -> None:
     assert config.variants == {"a": {"stage2": {"lr": 1.0}}}
 
 
+def test_the_manuals_example_is_a_study() -> None:
+    page = Path(__file__).parents[3] / "docs" / "experiments.md"
+    example = yaml.safe_load(page.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0])
+    found = design(settings(**example))
+    soft = next(method for method in found.methods if method.name == "lord:soft")
+    assert soft.stage1 is not None and (soft.stage1["steps"], soft.stage1["gate_norm"]) == (400, "layer")
+    assert soft.variant.generate["lord_lambda"] == "0.5" and found.attacks["strong"] == ("ace", {"rounds": 2})
+
+
 def test_values_from_yaml_have_their_fields_types() -> None:
     given = {"lr": "5e-4", "steps": 3, "eps": 0.05, "target-modules": "to_q", "targeted": "yes", "target": "x.png"}
     found = read_options(given, Stage1Config, "stage1")
