@@ -16,7 +16,7 @@ COMMANDS = {
     "stage2": "train a DreamBooth LoRA, on top of a frozen LoRD or without one",
     "generate": "draw images with a model, a LoRD and a LoRA",
     "evaluate": "measure generated images, attacked images, or how well lambda detects an attack",
-    "experiment": "compare attacks and purifiers over several identities and seeds, with intervals",
+    "experiment": "the paper's table and figure, or a study of your own: attacks and defenses, with intervals",
     "transfer": "measure how attacked images disturb image variation in other models and under other prompts",
     "report": "report.html of any run or experiment, finished or not: pictures, curves, tables, settings",
     "pairs": "make image pairs for inpainting or super-resolution out of a folder of images",

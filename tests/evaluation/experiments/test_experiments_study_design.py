@@ -137,6 +137,15 @@ def test_set_words_reach_what_only_a_file_can_hold(tmp_path: Path) -> None:
     assert config.variants == {"a": {"stage2": {"lr": 1.0}}}
 
 
+def test_the_manuals_example_is_a_study() -> None:
+    page = Path(__file__).parents[3] / "docs" / "experiments.md"
+    example = yaml.safe_load(page.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0])
+    found = design(settings(**example))
+    soft = next(method for method in found.methods if method.name == "lord:soft")
+    assert soft.stage1 is not None and (soft.stage1["steps"], soft.stage1["gate_norm"]) == (400, "layer")
+    assert soft.variant.generate["lord_lambda"] == "0.5" and found.attacks["strong"] == ("ace", {"rounds": 2})
+
+
 def test_values_from_yaml_have_their_fields_types() -> None:
     given = {"lr": "5e-4", "steps": 3, "eps": 0.05, "target-modules": "to_q", "targeted": "yes", "target": "x.png"}
     found = read_options(given, Stage1Config, "stage1")
@@ -179,9 +188,10 @@ def test_named_studies_and_presets_are_sound(config: type[StudyConfig]) -> None:
         ({"eps": ("places=4/255",)}, "eps: expected VALUE or DATASET=VALUE with one of faces"),
         ({"eps": ("strong",)}, "eps"),
         ({"prompts": ("a", "b")}, "prompts: expected at most one for dataset faces"),
-        ({"datasets": ("people",)}, "datasets: expected NAME=DIR, or for the model demo one of faces, landscapes"),
+        ({"datasets": ("a/people", "people=b")}, "datasets: expected different values, at least one, got people, peop"),
+        ({"datasets": ("a b=c",)}, "datasets: expected names of letters"),
         ({"datasets": ("p=x",)}, "stage1_data: dataset p needs a folder"),
-        ({"model": "some/model"}, "datasets: expected NAME=DIR"),
+        ({"model": "some/model"}, "datasets: faces are drawn for the model demo only; some/model needs NAME=DIR"),
         ({"proportions": (1.5,)}, "proportions: expected shares from 0 to 1"),
         ({"gate": True, "methods": ("pgd2",)}, "gate: expected a method with a LoRD"),
         ({"draw": False}, "gate, draw: both are off"),

@@ -96,6 +96,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     monkeypatch.setattr(f"{STUDY}.check_features", lambda *args, **kwargs: None)
     # Charts have tests of their own, and take longer than everything else here.
     monkeypatch.setattr(f"{STUDY}.write_charts", lambda results, folder: [])
+    monkeypatch.setattr("lordfast.report.runs.write_report", lambda folder: None)
     monkeypatch.chdir(tmp_path)
     return made
 
@@ -250,8 +251,8 @@ def test_gates_over_replicates(world: World) -> None:
 def test_a_folder_per_identity(world: World, faces: Path) -> None:
     for name in ("ann", "bob", "cid"):
         shutil.copytree(faces, Path("people") / name)
-    changes = {"datasets": ["people=people"], "identities": 2, "first_identity": 1, "images": 2, "reference": 2}
-    assert start("--stage1-data", "people/ann", "--prompts", "sks someone", **changes) == 0
+    changes = {"identities": 2, "first_identity": 1, "images": 2, "reference": 2}
+    assert start("--data", "people", "--stage1-data", "people/ann", "--prompts", "sks someone", **changes) == 0
     cells = Path("out/cells/people")
     assert sorted(path.name for path in cells.iterdir()) == ["identity-1", "identity-2", "stage1"]
     data = json.loads((cells / "identity-1" / "seed-0" / "data" / "config.json").read_text())
@@ -282,10 +283,11 @@ def test_all_steps_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for row in results["rows"]:
         # Of noise, no classifier has to say that it is a face.
         missing = {key for key, entry in row["measures"].items() if entry["value"] is None}
-        assert missing <= {"identity"} and len(row["measures"]) == 10
+        assert missing <= {"identity"} and len(row["measures"]) == 8
     assert 0 <= results["gates"][0]["measures"]["auroc"]["value"] <= 1
     drawn = {method: f for place in results["pictures"] for method, f in place["generated"].items()}
     assert set(drawn) == {"clean-lora", "lora", "lord"}
     pictures = [load_image(Path("out") / folder / "0000.png").tobytes() for folder in drawn.values()]
     assert len(set(pictures)) == 3
     assert (Path("out") / "chart-faces.png").stat().st_size > 5000 and (Path("out") / "gate-faces.png").exists()
+    assert "LoRD" in Path("out/report.html").read_text(encoding="utf-8")

@@ -12,6 +12,8 @@ from lordfast.evaluation.experiments.start import GridConfig
 Mapping = Annotated[dict[str, Any], tyro.conf.Suppress]
 """A setting with names of its own: from YAML, or from --set."""
 
+Datasets = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data"])]
+
 
 @dataclass(kw_only=True)
 class StudyConfig(GridConfig):
@@ -35,9 +37,9 @@ class StudyConfig(GridConfig):
     recipe: Literal["demo", "quick", "paper"] = "demo"
     """The settings of attack, Stage 1, Stage 2 and sampling where none are given: what suits the embedded model, hardly
     any steps at all, or the paper's (for Stable Diffusion)."""
-    datasets: tuple[str, ...] = ("faces",)
-    """faces and landscapes are drawn, as the model demo knows them; else NAME=DIR, a folder with a sub-folder of images
-    per identity."""
+    datasets: Datasets = ("faces",)
+    """faces and landscapes are drawn, as the model demo knows them; else DIR or NAME=DIR, a folder with a sub-folder of
+    images per identity, such as lordfast dataset writes."""
     stage1_data: tuple[str, ...] = ()
     """Folder of images with captions that Stage 1 trains on, DIR or DATASET=DIR; drawn ones when left out."""
     stage1_images: int = 96

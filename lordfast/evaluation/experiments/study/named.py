@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lordfast.evaluation.experiments.study.config import StudyConfig
+from lordfast.evaluation.experiments.study.config import Datasets, StudyConfig
 
 
 @dataclass(kw_only=True)
 class Table1Config(StudyConfig):
     """The paper's Table I: every method on attacked pictures of several datasets, and purifiers beside them."""
 
-    datasets: tuple[str, ...] = ("faces", "landscapes")
-    """faces and landscapes are drawn, as the model demo knows them; else NAME=DIR, a folder with a sub-folder of images
-    per identity."""
+    datasets: Datasets = ("faces", "landscapes")
+    """faces and landscapes are drawn, as the model demo knows them; else DIR or NAME=DIR, a folder with a sub-folder of
+    images per identity, such as lordfast dataset writes."""
     identities: int = 2
     """How many people or places of each dataset."""
     methods: tuple[str, ...] = ("clean-lora", "lora", "pgd2", "lord", "diffpure", "diffpure+lord")

@@ -133,8 +133,9 @@ def _check_different(name: str, values: Sequence[Any]) -> None:
 
 
 def _datasets(config: StudyConfig, eps: tuple[str, ...]) -> list[Dataset]:
-    folders = {word.partition("=")[0]: word.partition("=")[2] for word in config.datasets}
-    _check_different("datasets", list(folders))
+    named = [_folder(word) for word in config.datasets]
+    _check_different("datasets", [name for name, _ in named])
+    folders = dict(named)
     budgets = per_dataset("eps", config.eps or eps, folders)
     prompts = per_dataset("prompts", config.prompts, folders)
     others = per_dataset("stage1_data", config.stage1_data, folders)
@@ -142,9 +143,8 @@ def _datasets(config: StudyConfig, eps: tuple[str, ...]) -> list[Dataset]:
     for name, folder in folders.items():
         if name != slug(name) or name.startswith("."):
             raise ValueError(f"datasets: expected names of letters, digits, _ . + and -, got {name!r}")
-        if not folder and (name not in DRAWN or config.model != "demo"):
-            drawn = ", ".join(DRAWN)
-            raise ValueError(f"datasets: expected NAME=DIR, or for the model demo one of {drawn}; got {name!r}")
+        if not folder and config.model != "demo":
+            raise ValueError(f"datasets: {name} are drawn for the model demo only; {config.model} needs NAME=DIR")
         for text in budgets[name]:
             parse_budget(text)
         _check_different("eps", budgets[name])
@@ -164,6 +164,14 @@ def _datasets(config: StudyConfig, eps: tuple[str, ...]) -> list[Dataset]:
             )
         )
     return found
+
+
+def _folder(word: str) -> tuple[str, str]:
+    """Name and folder of a dataset; drawn ones have none."""
+    name, equals, folder = word.partition("=")
+    if equals:
+        return name, folder
+    return (word, "") if word in DRAWN else (slug(Path(word).name), word)
 
 
 def per_dataset(argument: str, words: Sequence[str], names: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
