@@ -39,6 +39,5 @@ def run(args: list[str]) -> None:
         path for suffix in ("md", "csv", "tex", "png", "html") for path in config.out.glob(f"*.{suffix}")
     ):
         print(path)
-    print(write_report(config.out))
     if results["failed"]:
         print("--retry computes the failed cells again", file=sys.stderr)
