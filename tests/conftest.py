@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lordfast.diffusion import LatentDiffusion
 
 
-pytest_plugins = ["worker_processes", "host_reads", "browser"]
+pytest_plugins = ["worker_processes", "host_reads", "browser", "made_once"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,6 @@
 """Demo runs small enough for a test, one of each layout."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,18 +35,19 @@ def tell(folder: Path, *flags: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo(tiny: recipes.Scale, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tiny: recipes.Scale, made_once: Callable[..., Path]) -> Path:
     """Of one person, on the LoRD that is shipped."""
-    return tell(tmp_path_factory.mktemp("demo"))
+    return made_once("demo", tell) / "run"
 
 
 @pytest.fixture(scope="session")
-def seeds(tiny: recipes.Scale, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def seeds(tiny: recipes.Scale, made_once: Callable[..., Path]) -> Path:
     """Two seeds of the same person, on a LoRD that is trained there."""
-    return tell(tmp_path_factory.mktemp("seeds"), "--seeds", "2", "--identity", "5", "--train-lord")
+    flags = ("--seeds", "2", "--identity", "5", "--train-lord")
+    return made_once("demo-seeds", lambda folder: tell(folder, *flags)) / "run"
 
 
 @pytest.fixture(scope="session")
-def landscape(tiny: recipes.Scale, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def landscape(tiny: recipes.Scale, made_once: Callable[..., Path]) -> Path:
     """Of one place."""
-    return tell(tmp_path_factory.mktemp("landscape"), "--landscape")
+    return made_once("demo-landscape", lambda folder: tell(folder, "--landscape")) / "run"

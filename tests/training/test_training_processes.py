@@ -43,12 +43,6 @@ def torchrun(tmp_path: Path) -> Callable[[list[str]], subprocess.Popen[str]]:
     return start
 
 
-def _finish(process: subprocess.Popen[str]) -> str:
-    out, error = process.communicate()
-    assert process.returncode == 0, error
-    return out
-
-
 def _flags(out: Path, faces: Path) -> list[str]:
     settings = {"out": out, "model": "demo", "instance-data": faces, "instance-prompt": "a photo of sks person"}
     settings |= {"steps": STEPS, "batch-size": 1, "accumulate": 2, "lr": 1e-3, "device": "cpu", "checkpoint-every": 100}
@@ -91,7 +85,9 @@ def test_two_processes_equal_one_with_twice_the_batch(
     assert error.count("Go on with:") == 1
     printed = shlex.split(error.split("Go on with:")[1].strip().splitlines()[0])
     assert printed[:5] == ["torchrun", "--nproc_per_node", "2", "-m", "lordfast.cli.main"]
-    assert _finish(torchrun(printed[5:])).count("LoRA after") == 1
+    resumed = processes(lambda: main(printed[5:]))
+    assert resumed.wait() == [0, 0], resumed.output(0)
+    assert (resumed.output(0) + resumed.output(1)).count("LoRA after") == 1
     for name in (LORA, "metrics.jsonl"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 

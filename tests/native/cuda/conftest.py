@@ -51,20 +51,23 @@ class Compiler:
         return made
 
 
-@pytest.fixture(scope="session")
-def host_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The extension's CUDA functions over kernels that run on the CPU, and `set_order`, `take_launched`, `planted`."""
+def _build_host_module(folder: Path) -> None:
     import pybind11
 
-    compiler = Compiler(tmp_path_factory.mktemp("cuda_on_host"))
+    compiler = Compiler(folder)
     kernels = compiler.objects([*CORE, SHIM / "fibres.cpp", SHIM / "planted.cpp"], "-O1")
-    library = compiler.folder / "libkernels.so"
+    library = folder / "libkernels.so"
     compiler.run("-shared", *kernels, "-o", library)
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     bindings = [ROOT / "csrc/bindings/cuda_lord.cpp", ROOT / "csrc/bindings/cuda_pgd_step.cpp", SHIM / "module.cpp"]
-    module = compiler.folder / "cuda_on_host.so"
     made = compiler.objects(bindings, "-O0", "-fvisibility=hidden", *includes)
-    compiler.run("-shared", *made, library, f"-Wl,-rpath,{compiler.folder}", "-o", module)
+    compiler.run("-shared", *made, library, f"-Wl,-rpath,{folder}", "-o", folder / "cuda_on_host.so")
+
+
+@pytest.fixture(scope="session")
+def host_module(made_once: Callable[..., Path]) -> Any:
+    """The extension's CUDA functions over kernels that run on the CPU, and `set_order`, `take_launched`, `planted`."""
+    module = made_once("cuda_on_host", _build_host_module) / "cuda_on_host.so"
     spec = importlib.util.spec_from_file_location("cuda_on_host", module)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
@@ -99,14 +102,17 @@ def on_host(host_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     torch.use_deterministic_algorithms(before)
 
 
-@pytest.fixture(scope="session")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], subprocess.CompletedProcess]:
-    """`sanitized(lines)`: host_shim/check.cpp on them, with the address and undefined-behaviour sanitizers."""
-    compiler = Compiler(tmp_path_factory.mktemp("cuda_sanitized"))
+def _build_sanitized(folder: Path) -> None:
+    compiler = Compiler(folder)
     flags = ("-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    program = compiler.folder / "check"
     made = compiler.objects([*CORE, SHIM / "fibres.cpp", SHIM / "check.cpp"], *flags)
-    compiler.run(*flags, *made, "-o", program)
+    compiler.run(*flags, *made, "-o", folder / "check")
+
+
+@pytest.fixture(scope="session")
+def sanitized(made_once: Callable[..., Path]) -> Callable[[str], subprocess.CompletedProcess]:
+    """`sanitized(lines)`: host_shim/check.cpp on them, with the address and undefined-behaviour sanitizers."""
+    program = made_once("cuda_sanitized", _build_sanitized) / "check"
 
     def run(lines: str) -> subprocess.CompletedProcess:
         return subprocess.run([program], input=lines, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
 """Compile every shipped configuration for GPUs that need not be there, and print what it takes.
 
-    python -m lordfast.ops.backends.triton.aot [--jobs 2] [--json FILE]
+    python -m lordfast.ops.backends.triton.aot [--jobs 2] [--brief] [--json FILE]
 
 The operations run on tensors without memory, their launches are written down instead of made, and compiled with the
 specialisations that Triton would choose for them. For each: registers a thread, shared memory of a program, and stack,
@@ -65,19 +65,26 @@ class Resources:
     stack: int
 
 
-def variants() -> Iterator[Variant]:
-    """Every row at its highest rank, and in the packing of the paper's rank; both gates; sizes of 1 once a kernel."""
-    met = set()
+def variants(brief: bool = False) -> Iterator[Variant]:
+    """Every row at its highest rank, and in the packing of the paper's rank; both gates; sizes of 1 once a kernel.
+
+    Args:
+        brief: of the rows of a kernel for elements of one size, all but the first in their hardest variant alone: at
+            their highest rank, in one dtype, with a gate a token.
+    """
+    met: set[object] = set()
     for i, row in enumerate(TABLE):
-        for dtype in ("float32",) if row.itemsize == 4 else ("bfloat16", "float16"):
-            yield Variant(i, dtype, row.max_rank)
         wide = "float32" if row.itemsize == 4 else "bfloat16"
-        if row.least_rank == 1:
-            yield Variant(i, wide, 4)
-        yield Variant(i, wide, row.max_rank, gate="sample")
+        yield Variant(i, wide, row.max_rank)
+        if not brief or (row.kernel, row.itemsize) not in met:
+            if row.itemsize == 2:
+                yield Variant(i, "float16", row.max_rank)
+            if row.least_rank == 1:
+                yield Variant(i, wide, 4)
+            yield Variant(i, wide, row.max_rank, gate="sample")
         if row.kernel not in met:
             yield Variant(i, wide, 1, ones=True)
-        met.add(row.kernel)
+        met |= {row.kernel, (row.kernel, row.itemsize)}
 
 
 def launches(variant: Variant) -> list[Launch]:
@@ -151,9 +158,12 @@ def _job(task: tuple[Variant, int]) -> list[Resources]:
     return compiled(*task)
 
 
-def compile_all(jobs: int = 1, only: str = "") -> list[Resources]:
+def compile_all(jobs: int = 1, only: str = "", brief: bool = False) -> list[Resources]:
     """The resources of every variant whose label contains `only`, for 8.0 and 9.0."""
-    tasks = [(v, capability) for v in variants() if only in v.label for capability in SHARED_LIMIT]
+    tasks = [(v, capability) for v in variants(brief) if only in v.label for capability in SHARED_LIMIT]
+    if jobs == 1:
+        # Another process would import everything once more.
+        return [r for task in tasks for r in _job(task)]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         return [r for resources in pool.map(_job, tasks) for r in resources]
 
@@ -172,11 +182,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.aot", description=__doc__)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     parser.add_argument("--only", default="", help="only variants whose label contains this")
+    parser.add_argument("--brief", action="store_true", help="each kernel in all its variants for one row of the table")
     parser.add_argument("--json", type=Path, help="a file for the same as JSON")
     args = parser.parse_args(argv)
     if INTERPRETED:
         parser.error("TRITON_INTERPRET is set, nothing would be compiled; unset it")
-    found = compile_all(args.jobs, args.only)
+    found = compile_all(args.jobs, args.only, args.brief)
     print(f"{'variant':40s} {'kernel':12s} {'sm':>3s} {'registers':>9s} {'shared':>7s} {'stack':>5s}")
     for r in found:
         print(f"{r.variant:40s} {r.kernel:12s} {r.capability:3d} {r.registers:9d} {r.shared:7d} {r.stack:5d}")
