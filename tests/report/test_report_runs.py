@@ -152,6 +152,10 @@ def test_stage1_shows_examples_as_training_cut_them(tmp_path: Path, make_run: Ma
             Image.fromarray(image[:, 2:10] + change).save(twins / name / f"{i:06d}.png")
     page = run_page(run)
     assert (pictures(page)[1].image == wide[0][:, 2:10] + 4).all() and "those of epoch-002" in text_of(page)
+    # Where the first example's twin was given ready-made, the second one's stays with its own image.
+    (twins / "epoch-002" / "000000.png").unlink()
+    shown = [picture.image for picture in pictures(run_page(run))]
+    assert len(shown) == 3 and (shown[0] == wide[1][:, 2:10]).all() and (shown[1] == wide[1][:, 2:10] + 4).all()
 
 
 def test_stage2_shows_instances_validation_and_where_it_diverged(tmp_path: Path, make_run: Make, draw: Draw) -> None:
