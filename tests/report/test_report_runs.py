@@ -110,11 +110,16 @@ def test_originals_that_are_gone_and_results_in_archives_are_said_to_be(attacked
     assert "lie in archives" in text_of(run_page(archives)) and not pictures(run_page(archives))
 
 
-def test_settings_with_relative_paths_are_found_from_anywhere(attacked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_with_relative_paths_are_found_from_anywhere(
+    attacked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, *_ = attacked
     config = path / "config.yaml"
     config.write_text(re.sub(r"(out|images): .*/(\w+)$", r"\1: \2", config.read_text(), flags=re.MULTILINE))
     assert "images: clean" in config.read_text() and "out: run" in config.read_text()
+    # Another folder of this name, where the page happens to be written, is not it.
+    (tmp_path / "decoy" / "clean").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "decoy")
     assert read_run(path).input("images") == path.parent.resolve() / "clean"
     assert len(pictures(run_page(path))) == 12
     assert read_run(path).input("model") is None and read_run(path).input("nothing") is None
@@ -152,6 +157,10 @@ def test_stage1_shows_examples_as_training_cut_them(tmp_path: Path, make_run: Ma
             Image.fromarray(image[:, 2:10] + change).save(twins / name / f"{i:06d}.png")
     page = run_page(run)
     assert (pictures(page)[1].image == wide[0][:, 2:10] + 4).all() and "those of epoch-002" in text_of(page)
+    # Where the first example's twin was given ready-made, the second one's stays with its own image.
+    (twins / "epoch-002" / "000000.png").unlink()
+    shown = [picture.image for picture in pictures(run_page(run))]
+    assert len(shown) == 3 and (shown[0] == wide[1][:, 2:10]).all() and (shown[1] == wide[1][:, 2:10] + 4).all()
 
 
 def test_stage2_shows_instances_validation_and_where_it_diverged(tmp_path: Path, make_run: Make, draw: Draw) -> None:

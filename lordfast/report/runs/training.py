@@ -119,8 +119,11 @@ def _twins(run: Run, album: Album) -> list[Block]:
     folder, data = _latest(run.path / "perturbed"), run.input("data")
     if folder is None:
         return []
-    twins = sorted(folder.glob("*.png"))[:SHOWN]
-    if not twins or data is None:
+    # Called by the number of their example: where some were given ready-made, there are gaps.
+    twins = {int(path.stem): path for path in sorted(folder.glob("*.png"))[:SHOWN] if path.stem.isdecimal()}
+    if not twins:
+        return []
+    if data is None:
         text = f"The clean images in {run.config.get('data')} are not there any more."
         pictures, _ = pictures_of(folder, "perturbed image", 2 * SHOWN)
         row = album.strip("", pictures)
@@ -130,17 +133,19 @@ def _twins(run: Run, album: Album) -> list[Block]:
     pairs = []
     try:
         records = list_images(data, captions="ignore")
-        after = [load_image(path) for path in twins]
+        after = {number: load_image(path) for number, path in twins.items()}
+        height, width = next(iter(after.values())).shape[:2]
         clean = load_images(
             records,
-            (after[0].shape[0], after[0].shape[1]),
+            (height, width),
             crop=options.crop,
             seed=run.config.get("seed", 0),
             variants=options.variants,
             skip_bad=options.skip_bad,
         )
-        for (record, before), changed in zip(islice(clean, len(after)), after, strict=False):
-            pairs.append((record.name, before, changed))
+        for number, (record, before) in enumerate(islice(clean, max(after) + 1)):
+            if number in after:
+                pairs.append((record.name, before, after[number]))
     except (BadImageError, ValueError, OSError) as error:
         return [Note(f"The clean images can't be shown: {error}")]
     factor = factor_for([(before, changed) for _, before, changed in pairs])
