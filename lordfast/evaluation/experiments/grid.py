@@ -113,6 +113,7 @@ class Grid:
 
     def __init__(self, folder: Path, cells: Sequence[Cell]) -> None:
         self.folder = Path(folder)
+        self._results: dict[str, Result] = {}
         self.cells: dict[str, Cell] = {}
         for cell in cells:
             if not _NAME.fullmatch(cell.name):
@@ -141,7 +142,11 @@ class Grid:
         """What the folder holds now. A result outweighs an error."""
         found = Status()
         for name, cell in self.cells.items():
-            result, error = (_read(self.path(name) / file) for file in (RESULT, ERROR))
+            result = self._results.get(name) or _read(self.path(name) / RESULT)
+            if result is not None:
+                # It stays as it is, and a large grid is looked at after every cell.
+                self._results[name] = result
+            error = _read(self.path(name) / ERROR) if result is None else None
             bad = [need for need in cell.needs if need in found.failed or need in found.blocked]
             if result is not None:
                 found.done[name] = result

@@ -16,12 +16,12 @@ import pytest
 from lordfast.cli.main import main
 from lordfast.data import list_images, load_image, save_png
 from lordfast.demo import recipes
-from lordfast.evaluation.experiments import purifiers
 from lordfast.evaluation.experiments.conditions import list_conditions
 from lordfast.evaluation.experiments.grid import ERROR
 from lordfast.evaluation.experiments.page import BEGIN, END
 from lordfast.evaluation.experiments.purifiers import PurifiersConfig, run_purifiers
 from lordfast.training.config import RunConfig
+from lordfast.training.interrupt import Interrupted
 from lordfast.training.run import RunFolder
 
 MODULE = """
@@ -239,7 +239,7 @@ def test_an_interruption_leaves_the_table_of_what_is_there(
     tmp_path: Path, purifying: Purifying, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*args: Any, **kwargs: Any) -> Any:
-        raise purifiers.Interrupted("after 0 of 5 cells")
+        raise Interrupted("after 0 of 5 cells")
 
     with monkeypatch.context() as patch:
         patch.setattr("lordfast.evaluation.experiments.grid.Grid.run", interrupted)
