@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lordfast.demo.methods import METHODS
+from lordfast.demo.methods import TRAINED
 from lordfast.report import Block, Charts, Paragraph
 from lordfast.report.loss_charts import curve, loss_chart, stage1_charts
 from lordfast.training.run import RunFolder
@@ -26,7 +26,7 @@ def loss_blocks(out: Path, run: Path) -> list[Block]:
     for attacked in (False, True):
         lines = [
             curve(_rows(run / "stage2" / name), "loss", "LoRD + LoRA" if method.with_lord else "LoRA")
-            for name, method in METHODS.items()
+            for name, method in TRAINED.items()
             if method.attacked == attacked
         ]
         charts.append(loss_chart(f"Stage 2: {'attacked' if attacked else 'clean'} images", lines))

@@ -6,11 +6,16 @@ from typing import NamedTuple
 
 
 class Method(NamedTuple):
-    """Whether the LoRA's images are attacked, whether the LoRD lies underneath, and whether it stays for sampling."""
+    """Whether the LoRA's images are attacked, whether the LoRD lies underneath, and whether it stays for sampling.
+
+    Attributes:
+        lora: whose LoRA is drawn with, where it is not a LoRA of this method's own.
+    """
 
     attacked: bool
     with_lord: bool
     in_sampling: bool = True
+    lora: str | None = None
 
 
 METHODS = {
@@ -18,8 +23,12 @@ METHODS = {
     "clean-lord": Method(attacked=False, with_lord=True),
     "attacked-lora": Method(attacked=True, with_lord=False),
     "attacked-lord": Method(attacked=True, with_lord=True),
-    "attacked-lord-training": Method(attacked=True, with_lord=True, in_sampling=False),
+    "attacked-lord-training": Method(attacked=True, with_lord=True, in_sampling=False, lora="attacked-lord"),
 }
+
+
+TRAINED = {name: method for name, method in METHODS.items() if method.lora is None}
+"""Those with a LoRA of their own."""
 
 
 def method_title(name: str) -> str:

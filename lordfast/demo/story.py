@@ -17,7 +17,7 @@ from lordfast.data.procedural import write_folder_once
 from lordfast.defense.stage1 import run_stage1
 from lordfast.demo import recipes
 from lordfast.demo.measures import auroc_of, mean_over, over_seeds, subject_measures
-from lordfast.demo.methods import METHODS, method_title
+from lordfast.demo.methods import METHODS, TRAINED, method_title
 from lordfast.demo.picture import draw_picture
 from lordfast.demo.report import demo_page
 from lordfast.diffusion.resolve import DEMO_MODEL
@@ -107,7 +107,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     run.rewind(0)
     scale = recipes.QUICK if config.quick else recipes.FULL
     seeds = list(range(config.seed, config.seed + config.seeds))
-    tell = _Teller(run, config.train_lord + len(seeds) * (3 + 3 * len(METHODS)))
+    tell = _Teller(run, config.train_lord + len(seeds) * (3 + 3 * len(METHODS) + len(TRAINED)))
     common = {"device": config.device, "dtype": config.dtype, "resume": config.resume}
     lord = SHIPPED_LORD
     if config.train_lord:
@@ -163,16 +163,18 @@ def _tell_one(
     for name, method in METHODS.items():
         title = method_title(name)
         data, under = (attacked if method.attacked else clean), (lord if method.with_lord else None)
-        lora = out / "stage2" / name
-        job = recipes.stage2(lora, data, prompt, under, scale, training)
-        found["stage2"][name] = tell(f"{prefix}train {title}", run_stage2, job)
+        lora = out / "stage2" / (method.lora or name)
+        if name in TRAINED:
+            job = recipes.stage2(lora, data, prompt, under, scale, training)
+            found["stage2"][name] = tell(f"{prefix}train {title}", run_stage2, job)
         stays = under if method.in_sampling else None
         drawn = recipes.generation(out / "generated" / name, prompt, stays, lora, scale, noise)
         tell(f"{prefix}generate: {title}", run_generate, drawn)
         distance = recipes.distance(out / "metrics" / name, drawn.out, reference, common)
         measured = tell(f"{prefix}measure: {title}", run_evaluate, distance)
         found["warnings"] += measured["warnings"]
-        denoised = run_evaluate(recipes.denoising(out / "denoising" / name, drawn.out, prompt, common))
+        denoising = recipes.denoising(out / "denoising" / name, drawn.out, prompt, common)
+        denoised = tell(f"{prefix}denoise: {title}", run_evaluate, denoising)
         found["methods"][name] = subject_measures(measured, denoised, drawn.out, attributes, seed)
     damage = recipes.damage(out / "metrics" / "attack", attacked, clean, common)
     found["damage"] = tell(f"{prefix}measure the attack", run_evaluate, damage)

@@ -8,21 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from lordfast.cli.main import main
 from lordfast.data import DrawnSubject, list_images, load_image
 from lordfast.demo import measures, recipes, story
 from lordfast.demo.agreement import identity_of
-from lordfast.demo.methods import METHODS
+from lordfast.demo.methods import METHODS, TRAINED
 from lordfast.demo.report import METRICS
 from lordfast.training.run import RunFolder
 
 STEPS = [
     "attacked",
-    *(f"{kind}/{name}" for kind in ("stage2", "generated", "metrics") for name in METHODS),
+    *(f"stage2/{name}" for name in TRAINED),
+    *(f"{kind}/{name}" for kind in ("generated", "metrics", "denoising") for name in METHODS),
     "metrics/attack",
     "metrics/lambda",
 ]
+TOLD = 3 + 3 * len(METHODS) + len(TRAINED)
 
 
 def strict(path: Path) -> Any:
@@ -48,15 +51,21 @@ def test_every_step_leaves_an_ordinary_run(out: Path) -> None:
     for seed in summary["seeds"]:
         here = out / f"seed-{seed}"
         runs += [here / step for step in STEPS]
-        for name, method in METHODS.items():
+        for name, method in TRAINED.items():
             lord = str(trained or story.SHIPPED_LORD) if method.with_lord else None
             assert strict(here / "stage2" / name / "summary.json")["lord"] == lord
             config = (here / "stage2" / name / "config.yaml").read_text()
             assert str(here / ("attacked" if method.attacked else "data/clean")) in config
+        for name, method in METHODS.items():
+            drawn = yaml.safe_load((here / "generated" / name / "config.yaml").read_text())
+            stays = method.with_lord and name != "attacked-lord-training"
+            assert drawn["lord"] == (str(trained or story.SHIPPED_LORD) if stays else None)
+            lora = "attacked-lord" if name == "attacked-lord-training" else name
+            assert drawn["lora"] == str(here / "stage2" / lora)
     for run in runs:
         for file in ("config.yaml", "environment.json", "summary.json"):
             assert (run / file).is_file(), f"{run}/{file}"
-    assert len(summary["seconds"]) == (trained is not None) + len(summary["seeds"]) * (3 + 3 * len(METHODS))
+    assert len(summary["seconds"]) == (trained is not None) + len(summary["seeds"]) * TOLD
 
 
 def test_a_lord_is_trained_only_when_asked_for(demo: Path, seeds: Path) -> None:
@@ -78,6 +87,8 @@ def test_summary_holds_what_the_steps_measured(out: Path, tiny: recipes.Scale) -
             found = told["methods"][name]
             assert set(found) == {metric.key for metric in METRICS}
             assert found["frechet_distance"]["value"] == measured["distribution"]["frechet_distance"]
+            denoised = strict(here / "denoising" / name / "summary.json")["denoising"]["loss"]
+            assert found["denoising_loss"] == {end: denoised[end] for end in ("value", "low", "high")}
             assert found["kernel_distance"]["value"] == measured["distribution"]["kernel_distance"]
             assert found["high_frequencies"]["value"] == measured["frequency"]["generated"]["amplitude"]
             assert 0 <= found["identity_agreement"]["value"] <= 1
@@ -163,9 +174,9 @@ def test_reference_pictures_are_other_ones_than_those_trained_on(out: Path, tiny
 def test_a_landscape_is_one_place(landscape: Path) -> None:
     here = landscape / "seed-0"
     assert strict(landscape / "summary.json")["stories"]["0"]["prompt"] == "a photo of a sks landscape"
-    for name in METHODS:
-        for config in (here / "stage2" / name / "config.yaml", here / "generated" / name / "config.yaml"):
-            assert "a photo of a sks landscape" in config.read_text()
+    for step in STEPS:
+        if step.startswith(("stage2/", "generated/")):
+            assert "a photo of a sks landscape" in (here / step / "config.yaml").read_text()
     records = [record for folder in ("clean", "reference") for record in list_images(here / "data" / folder)]
     assert all("landscape" in (record.caption or "") for record in records)
 
@@ -256,7 +267,7 @@ def test_an_interrupted_demo_goes_on_where_it_was(
         for record in list_images(demo / "seed-0" / "generated" / name):
             again = out / "seed-0" / "generated" / name / record.name
             assert (load_image(again) == load_image(record.path)).all()
-    assert [row["step"] for row in RunFolder(out).rows()] == list(range(1, 4 + 3 * len(METHODS)))
+    assert [row["step"] for row in RunFolder(out).rows()] == list(range(1, TOLD + 1))
 
 
 @pytest.mark.parametrize(("flag", "value"), [("seeds", "0"), ("seeds", "-2"), ("identity", "-1")])
