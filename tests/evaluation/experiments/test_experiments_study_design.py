@@ -146,6 +146,16 @@ def test_the_manuals_example_is_a_study() -> None:
     assert soft.variant.generate["lord_lambda"] == "0.5" and found.attacks["strong"] == ("ace", {"rounds": 2})
 
 
+@pytest.mark.parametrize("name", ["search", "judgement"])
+def test_the_studies_of_the_science_page_are_studies(name: str) -> None:
+    file = Path(__file__).parents[3] / "examples" / "studies" / f"{name}.yaml"
+    found = design(settings(**yaml.safe_load(file.read_text(encoding="utf-8"))))
+    away = next(method for method in found.methods if method.name == "lord:off")
+    assert not away.variant.lord and away.variant.stage1["steps"] == 200
+    # Found on some people, judged on others.
+    assert found.config.first_identity == (0 if name == "search" else 100)
+
+
 def test_values_from_yaml_have_their_fields_types() -> None:
     given = {"lr": "5e-4", "steps": 3, "eps": 0.05, "target-modules": "to_q", "targeted": "yes", "target": "x.png"}
     found = read_options(given, Stage1Config, "stage1")
