@@ -129,7 +129,7 @@ def _reading(results: dict[str, Any]) -> str:
     return (
         "## How to read it\n\n"
         "In brackets: the 95 % interval over replicates (Student's, with n - 1 degrees of freedom), not over images; "
-        "for the recovered share, a bootstrap over replicates. **An interval of a difference that includes 0 shows no "
+        "for the recovered share, Fieller's for a ratio of paired means. **An interval of a difference that includes 0 shows no "
         f"effect.**{few}{shared if several else ''}\n\n"
         "* distance: of generated pictures to fresh clean pictures of the same identity; mean over replicates.\n"
         "* change of what is drawn: of the pictures of this LoRA from those that the clean one draws from the same "

@@ -167,8 +167,8 @@ def _about(results: dict[str, Any]) -> str:
 _READING = """## How to read it
 
 In brackets: the 95 % interval over replicates (Student's, with n - 1 degrees of freedom), not over images; for shares,
-a bootstrap over replicates. **An interval of a difference that includes 0 shows no effect.** Of many comparisons, about
-1 in 20 leaves 0 out by chance alone, which no correction accounts for. Arrows say which values are better.
+Fieller's for a ratio of paired means. **An interval of a difference that includes 0 shows no effect.** Of many
+comparisons, about 1 in 20 leaves 0 out by chance alone, which no correction accounts for. Arrows say which values are better.
 
 * Differences are taken within replicates, which share the person, the attack and all noise of training and sampling.
 * share of the gap: mean(attacked - method) / mean(attacked - clean), the means over replicates: 1 is as good as a LoRA
