@@ -11,6 +11,7 @@ from lordfast.evaluation.experiments.study.cells import StudyCells
 from lordfast.evaluation.experiments.study.design import Dataset, Exposure
 from lordfast.evaluation.experiments.study.measures import Measure, measures_of
 from lordfast.evaluation.experiments.study.methods import CLEAN, PLAIN, Method
+from lordfast.evaluation.experiments.study.tables import title_of
 
 Values = dict[str, float]
 """Replicate -> value."""
@@ -80,6 +81,7 @@ def _row(
     return {
         "dataset": dataset.name,
         "method": method.name,
+        "title": title_of(method.name),
         "attack": exposure.attack,
         "eps": exposure.eps,
         "budget": None if exposure.eps is None else dataset.eps.index(exposure.eps),
@@ -155,7 +157,8 @@ def gate_rows(cells: StudyCells, done: Mapping[str, Result]) -> list[dict[str, A
                 rows.append(
                     {
                         "dataset": dataset.name,
-                        "method": method.name,
+                        "method": method.lord,
+                        "title": title_of(method.lord),
                         "attack": exposure.attack,
                         "eps": exposure.eps,
                         "n": len(found),
