@@ -118,10 +118,15 @@ class EvaluateConfig(RunConfig):
 def check_request(config: EvaluateConfig) -> None:
     """Raise a ValueError unless `config` asks for something, completely, with numbers in range."""
     _check_folders(config)
+    check_numbers(config)
     if config.generated is not None and not config.beyond_pairs and config.paired == "off":
         raise ValueError(
             "distribution, paired, frequency: all are off; nothing is left to measure in --generated and --reference"
         )
+
+
+def check_numbers(config: EvaluateConfig) -> None:
+    """Raise a ValueError for numbers out of range, and features that come twice or not at all."""
     if not config.features or len(set(config.features)) < len(config.features):
         raise ValueError(f"features: expected different ones, at least one, got {list(config.features)}")
     for name in ("batch_size", "kid_subsets"):

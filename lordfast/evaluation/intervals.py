@@ -91,6 +91,36 @@ def student_interval(values: Sample, level: float = 0.95) -> Interval:
     return Interval(mean - half, mean + half)
 
 
+def fieller_interval(numerators: Sample, denominators: Sample, level: float = 0.95) -> Interval:
+    """Fieller's interval of mean(numerators) / mean(denominators), both (N,) and of the same N repetitions.
+
+    All ratios r for which Student's interval of the mean of numerators - r denominators, with N - 1 degrees of freedom,
+    holds 0: it covers exactly `level` for pairs that scatter normally, however few. It holds 0 where Student's interval
+    of the numerators' mean does.
+
+    Returns:
+        No ends for a single pair, and where Student's interval of the denominators' mean holds 0: the ratios are not
+        bounded then.
+
+    Raises:
+        ValueError: different numbers of values, none, values that are not finite, or a level out of range.
+    """
+    check_level(level)
+    n = len(numerators)
+    if not n or n != len(denominators) or not (np.isfinite(numerators).all() and np.isfinite(denominators).all()):
+        raise ValueError(f"numerators, denominators: expected as many finite numbers, got {numerators}, {denominators}")
+    if n == 1:
+        return Interval(None, None)
+    top, bottom = float(np.mean(numerators)), float(np.mean(denominators))
+    (tt, tb), (_, bb) = np.cov(numerators, denominators, ddof=1) / n * student_quantile(level, n - 1) ** 2
+    # (top - r bottom)^2 <= tt - 2 r tb + r^2 bb, between the two roots r of the quadratic.
+    scale, middle = bottom**2 - float(bb), top * bottom - float(tb)
+    if scale <= 0:
+        return Interval(None, None)
+    half = math.sqrt(max(0.0, middle**2 - scale * (top**2 - float(tt))))
+    return Interval((middle - half) / scale, (middle + half) / scale)
+
+
 def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     """Wilson's interval of a share: sound for few images and for shares of 0 and 1, which have a width too.
 

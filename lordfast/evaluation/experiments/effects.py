@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lordfast.evaluation.experiments.conditions import Condition, measure_names
-from lordfast.evaluation.intervals import Sample, bootstrap_interval, student_interval
+from lordfast.evaluation.intervals import fieller_interval, student_interval
 
 Estimate = dict[str, Any]
 """``value``, ``low``, ``high`` and ``n``, the replicates behind it. The ends are None where there is no interval."""
@@ -31,12 +30,13 @@ def paired_difference(one: Values, other: Values) -> Estimate | None:
     return mean_of([one[name] - other[name] for name in sorted(one) if name in other])
 
 
-def recovered_share(clean: Values, attacked: Values, purified: Values, seed: int = 0) -> Estimate | None:
+def recovered_share(clean: Values, attacked: Values, purified: Values) -> Estimate | None:
     """mean(attacked - purified) / mean(attacked - clean) over the replicates that have all three.
 
     A ratio of means, not a mean of ratios: in a single replicate, attacked - clean may be next to 0 or below it. The
-    interval is the bootstrap's over replicates, which takes both means from the same ones. Where such a denominator
-    may be 0 as well (its own bootstrap interval reaches 0), the share is not bounded and there is no interval.
+    interval is Fieller's at 95 %, from both values of each replicate: it holds 0 where that of the paired difference
+    does. Where the denominator may be 0 as well (Student's interval of it reaches 0), the share is not bounded and
+    there is no interval.
 
     Returns:
         None without replicates, or where the attack worsened nothing on average: there is nothing to recover.
@@ -46,27 +46,14 @@ def recovered_share(clean: Values, attacked: Values, purified: Values, seed: int
     losses = np.array([attacked[name] - clean[name] for name in names])
     if not names or losses.mean() <= 0:
         return None
-    found = {"value": float(gains.mean() / losses.mean()), "low": None, "high": None, "n": len(names)}
-    if len(names) > 1:
-        least, _ = bootstrap_interval(lambda drawn: float(drawn.mean()), losses, seed=seed)
-        if least is not None and least > 0:
-            low, high = bootstrap_interval(_ratio, np.stack([gains, losses], axis=1), seed=seed)
-            if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
-                found |= {"low": low, "high": high}
-    return found
-
-
-def _ratio(drawn: Sample) -> float:
-    gain, loss = drawn.mean(axis=0)
-    # Rare enough, where the caller uses the interval, to lie outside its ends.
-    return float(gain / loss) if loss > 0 else math.copysign(math.inf, gain)
+    low, high = fieller_interval(gains, losses)
+    return {"value": float(gains.mean() / losses.mean()), "low": low, "high": high, "n": len(names)}
 
 
 def table_rows(
     conditions: Sequence[Condition],
     found: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]],
     features: Sequence[str],
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """A row per condition: ``condition``, ``title``, ``eps``, ``purifier``, ``n``, and ``measures``.
 
@@ -76,7 +63,6 @@ def table_rows(
 
     Args:
         found: condition -> replicate -> features -> distance -> value.
-        seed: of the bootstrap.
     """
 
     def values(name: str, spec: str, distance: str) -> Values:
@@ -97,9 +83,7 @@ def table_rows(
                     "mean": mean_of([mine[name] for name in sorted(mine)]),
                     "against_clean": paired_difference(mine, clean) if condition.name != "clean" else None,
                     "against_unpurified": paired_difference(mine, before) if before is not None else None,
-                    "recovered": recovered_share(clean, before, mine, seed)
-                    if before is not None and attacked
-                    else None,
+                    "recovered": recovered_share(clean, before, mine) if before is not None and attacked else None,
                 }
             )
         rows.append(

@@ -27,6 +27,7 @@ def chart(results: dict[str, Any]) -> Figure:
     measures = rows[0]["measures"]
     figure = Figure(figsize=(2.2 + 2.7 * len(measures), 1.6 + 0.27 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    names = short(list(dict.fromkeys(measure["features"] for measure in measures)))
     for index, (panel, measure) in enumerate(zip(panels, measures, strict=True)):
         panel.axvline(0, color=_PLAIN, linewidth=0.9, linestyle=_DASHES, label="clean")
         for place, row in enumerate(rows):
@@ -39,7 +40,7 @@ def chart(results: dict[str, Any]) -> Figure:
             if _is_purified_by_others(row, rows):
                 panel.axvline(found["value"], color=_ATTACKED, linewidth=0.9, linestyle=_DASHES, label=row["title"])
         name = textwrap.fill(DISTANCES[measure["distance"]], 26)
-        panel.set_title(f"{name}\n{short(measure['features'])}", fontsize=9)
+        panel.set_title(f"{name}\n{names[measure['features']]}", fontsize=9)
         panel.set_xlabel("worse than clean by", fontsize=8)
         panel.grid(axis="x", linewidth=0.4, alpha=0.6)
         panel.spines[["top", "right"]].set_visible(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from lordfast.evaluation.experiments.changes import CHANGE, PICTURES
@@ -18,10 +19,16 @@ _ESTIMATES = ("mean", "against_clean", "against_unpurified", "recovered")
 _PARTS = ("value", "low", "high", "n")
 
 
-def short(features: str) -> str:
-    """``classifier:load_classifier`` of ``lordfast.demo.classifier:load_classifier``, a file's name of its path."""
-    module, colon, factory = features.rpartition(":")
-    return f"{module.rpartition('.')[2]}:{factory}" if colon else features.rpartition("/")[2]
+def short(features: Sequence[str]) -> dict[str, str]:
+    """Features -> a name for each: ``classifier`` for ``lordfast.demo.classifier:load_classifier``, a path's last part.
+
+    Where several would have the same name, each is called by all that it is.
+    """
+    names = {
+        spec: spec.partition(":")[0].rpartition(".")[2] if ":" in spec else spec.rpartition("/")[2] for spec in features
+    }
+    given = list(names.values())
+    return {spec: name if given.count(name) == 1 else spec for spec, name in names.items()}
 
 
 def title_of(measure: dict[str, Any]) -> str:
@@ -129,8 +136,8 @@ def _reading(results: dict[str, Any]) -> str:
     return (
         "## How to read it\n\n"
         "In brackets: the 95 % interval over replicates (Student's, with n - 1 degrees of freedom), not over images; "
-        "for the recovered share, a bootstrap over replicates. **An interval of a difference that includes 0 shows no "
-        f"effect.**{few}{shared if several else ''}\n\n"
+        "for the recovered share, Fieller's for a ratio of paired means. **An interval of a difference that includes 0 "
+        f"shows no effect.**{few}{shared if several else ''}\n\n"
         "* distance: of generated pictures to fresh clean pictures of the same identity; mean over replicates.\n"
         "* change of what is drawn: of the pictures of this LoRA from those that the clean one draws from the same "
         "noise, which is 0 for clean itself. It says how much the training pictures changed the LoRA, not whether for "

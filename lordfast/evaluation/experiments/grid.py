@@ -181,7 +181,8 @@ class Grid:
         A cell that raises is recorded with its error, and those that don't need it go on.
 
         Args:
-            retry: compute again, from nothing, what had failed before this call.
+            retry: compute again, from nothing, what had failed before this call, and the cells whose results say that
+                something was unavailable.
             on_cell: called with the name of every cell that this process computed, failed or not, and the new status.
             poll: seconds between looks at what others are doing.
 
@@ -190,6 +191,8 @@ class Grid:
             ValueError: a folder belongs to another definition of its cell.
         """
         self.check()
+        if retry:
+            self._reopen_lacking()
         # As they were when this call began: what another process has tried again since then is not tried once more.
         again = self.status().failed if retry else {}
         said: set[str] = set()
@@ -203,6 +206,18 @@ class Grid:
                     return status
                 if not worked:
                     self._wait(poll, stop, said)
+
+    def _reopen_lacking(self) -> None:
+        """Have the cells whose results lack something stand as failed, with the reason."""
+        for name in [name for name, result in self.status().done.items() if lacks(result)]:
+            folder = self.path(name)
+            with claim(folder) as mine:
+                # Another process may have been here first.
+                result = _read(folder / RESULT) if mine else None
+                if result is not None and (reason := lacks(result)):
+                    write_json(folder / ERROR, _record(LookupError(f"unavailable: {reason}")))
+                    (folder / RESULT).unlink()
+            self._results.pop(name, None)
 
     def _try(
         self,
@@ -257,6 +272,17 @@ class Grid:
         time.sleep(poll)
         if stop.requested:
             raise self._interrupted()
+
+
+def lacks(result: Any) -> str | None:
+    """The first reason under any ``unavailable`` in a cell's result; None where nothing was."""
+    if isinstance(result, list):
+        return next(filter(None, map(lacks, result)), None)
+    if not isinstance(result, dict):
+        return None
+    if reasons := result.get("unavailable"):
+        return str(next(iter(reasons.values())) if isinstance(reasons, dict) else reasons)
+    return next(filter(None, map(lacks, result.values())), None)
 
 
 def _is_open(cell: Cell, folder: Path, again: dict[str, dict[str, str]]) -> bool:

@@ -198,5 +198,5 @@ def summarise(
         "identities": config.identities,
         "seeds": config.seeds,
         "replicates": len(repetitions),
-        "rows": table_rows(conditions, found, config.features, config.seed),
+        "rows": table_rows(conditions, found, config.features),
     }

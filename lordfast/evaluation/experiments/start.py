@@ -31,7 +31,7 @@ class GridConfig(RunConfig):
     """What every experiment's config shares."""
 
     retry: bool = False
-    """Compute failed cells again."""
+    """Compute failed cells again, and those that could not measure something, such as for want of weights."""
     page: Path | None = None
     """Also write the table into this Markdown file, between <!-- table:begin --> and <!-- table:end -->."""
 

@@ -58,8 +58,43 @@ def test_the_recovered_share_is_a_ratio_of_means() -> None:
     found = recovered_share(CLEAN, ATTACKED, PURIFIED)
     # Gains 3, 2, 4 of losses 6, 5, 10: 9 / 21, and not the mean of 1/2, 2/5 and 2/5.
     assert found is not None and found["value"] == pytest.approx(9 / 21) and found["n"] == 3
-    # Of three replicates the interval reaches from the least ratio of any resample to the largest.
-    assert (found["low"], found["high"]) == (pytest.approx(2 / 5), pytest.approx(1 / 2))
+    # An end r is where Student's interval of the mean of gain - r loss touches 0.
+    for end in (found["low"], found["high"]):
+        rest = np.array([3 - 6 * end, 2 - 5 * end, 4 - 10 * end])
+        assert abs(rest.mean()) == pytest.approx(T2 * rest.std(ddof=1) / 3**0.5)
+    assert found["low"] < 9 / 21 < found["high"]
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_the_recovered_share_of_few_replicates_covers_the_true_one(n: int) -> None:
+    rng, names, draws, hits = np.random.default_rng(n), [f"r{i}" for i in range(n)], 1000, 0
+    for _ in range(draws):
+        shared = rng.normal(0, 5, n)
+        clean = shared + rng.normal(0, 0.1, n)
+        attacked, purified = shared + 20 + rng.normal(0, 0.3, n), shared + 14 + rng.normal(0, 0.3, n)
+        found = recovered_share(
+            *({k: float(v) for k, v in zip(names, x, strict=True)} for x in (clean, attacked, purified))
+        )
+        assert found is not None and found["low"] is not None
+        hits += found["low"] <= 6 / 20 <= found["high"]
+    # Three standard deviations of a share among 1000 around 95 %.
+    assert abs(hits / draws - 0.95) < 0.021
+
+
+def test_a_share_leaves_0_out_where_the_paired_difference_does() -> None:
+    rng, decided = np.random.default_rng(1), set()
+    for _ in range(300):
+        n = int(rng.integers(2, 6))
+        clean, attacked, purified = (
+            {f"r{i}": float(value) for i, value in enumerate(rng.normal(mean, 1, n))} for mean in (0, 30, 27)
+        )
+        share, difference = recovered_share(clean, attacked, purified), paired_difference(attacked, purified)
+        assert share is not None and difference is not None
+        if share["low"] is not None:
+            signs = [(e["low"] > 0, e["high"] < 0) for e in (share, difference)]
+            assert signs[0] == signs[1]
+            decided.add(signs[0])
+    assert {(True, False), (False, False)} <= decided
 
 
 def test_a_share_of_what_may_be_nothing_has_no_bounds() -> None:
@@ -67,15 +102,11 @@ def test_a_share_of_what_may_be_nothing_has_no_bounds() -> None:
     found = recovered_share(CLEAN, near_zero, PURIFIED)
     assert found is not None and found["value"] == pytest.approx((3 - 4 + 4) / 15)
     assert found["low"] is None and found["high"] is None
-    # The same where resamples with a denominator of 0 go both ways, so that the quantiles of the ratio are finite.
-    losses = [1, 2, 1, 0, 1, 2, 2, 0, 0, 0, 1, -2, 1]
-    gains = [-2, -1, -1, -1, 1, 2, 0, 3, -1, 1, 2, 0, -1]
-    names = [f"r{i:02d}" for i in range(13)]
-    zero = dict.fromkeys(names, 0.0)
-    attacked = {name: float(loss) for name, loss in zip(names, losses, strict=True)}
-    purified = {name: loss - gain for name, loss, gain in zip(names, losses, gains, strict=True)}
-    found = recovered_share(zero, attacked, purified)
-    assert found is not None and found["value"] == pytest.approx(sum(gains) / sum(losses)) and found["low"] is None
+    # The same where the quadratic has two roots, between which the ratios do not lie.
+    certain = {name: near_zero[name] - gain for name, gain in {"r0": 9.0, "r1": 10.0, "r2": 11.0}.items()}
+    found = recovered_share(CLEAN, near_zero, certain)
+    assert found is not None and found["value"] == pytest.approx(30 / 15)
+    assert found["low"] is None and found["high"] is None
     helped = {name: value - 1 for name, value in CLEAN.items()}
     assert recovered_share(CLEAN, helped, PURIFIED) is None
     one = recovered_share(CLEAN, ATTACKED, {"r0": 13.0})
@@ -179,7 +210,7 @@ def test_the_markdown_table() -> None:
         "16 (7.04 to 25)",
         "+4 (-0.303 to 8.3)",
         "-3 (-5.48 to -0.516)",
-        "0.429 (0.4 to 0.5)",
+        "0.429 (0.301 to 1.62)",
     ]
     assert kernel[2] == "1.6 (0.704 to 2.5)"
     assert lines_of(text, "clean")[0] == ["clean", "3 of 3", "12 (7.03 to 17)", "-", "-", "-"]

@@ -95,6 +95,29 @@ def test_a_failed_cell_runs_again_only_when_asked_and_from_nothing(toys: Toys) -
     assert not (toys.folder / "x" / "c" / "error.json").exists()
 
 
+@pytest.mark.parametrize("lack", [{"a": {"unavailable": "no w"}}, {"s": [{"unavailable": {"clip": "no w"}}]}])
+def test_what_lacks_something_runs_again_only_when_asked_and_from_nothing(lack: dict[str, Any], toys: Toys) -> None:
+    def measure(run: CellRun) -> dict[str, Any]:
+        toys.calls.append("e")
+        return lack if not (toys.folder / "weights").exists() else {"total": 16, "unavailable": {}}
+
+    def grid() -> Grid:
+        made = toys.grid()
+        made.cells["x/e"] = Cell("x/e", {"value": 16}, measure)
+        return made
+
+    first = grid()
+    assert first.run().complete
+    toys.calls.clear()
+    assert first.run().complete and toys.calls == []
+    (first.path("x/e") / "half.txt").touch()
+    # Still no weights: tried once, and as complete as before.
+    assert first.run(retry=True).complete and toys.calls == ["e"]
+    assert not (first.path("x/e") / "half.txt").exists() and not (first.path("x/e") / "error.json").exists()
+    (toys.folder / "weights").touch()
+    assert totals(first.run(retry=True)) == ALL == totals(grid().run(retry=True)) and toys.calls == ["e", "e"]
+
+
 def test_what_another_process_has_tried_again_is_not_tried_once_more(toys: Toys) -> None:
     toys.bad = {"a", "e"}
     toys.grid().run()

@@ -30,7 +30,7 @@ def cells_of(**changes: Any) -> StudyCells:
 
 def test_words_become_methods() -> None:
     variants = {
-        "soft": {"stage1": {"lambda-det": "5e-1", "target_modules": ["to_q"]}, "generate": {"lord": False, "n": 7}}
+        "soft": {"stage1": {"lambda-det": "5e-1", "target_modules": ["to_q"]}, "generate": {"lord": False, "steps": 7}}
     }
     words = ("lora", "pgd2", "lord:soft", "jpeg", "strong+lord:soft")
     purifiers = {"strong": {"purifier": "jpeg", "quality": 30}}
@@ -41,7 +41,7 @@ def test_words_become_methods() -> None:
     assert pgd2.stage1 == {**RECIPES["demo"].stage1, "rank": 8, "one_branch": True}
     changed = {"lambda_det": 0.5, "target_modules": ("to_q",), "one_branch": False}
     assert soft.stage1 == {**RECIPES["demo"].stage1, "rank": 8, **changed} == both.stage1
-    assert soft.variant.lord is False and soft.variant.generate["n"] == 7 and pgd2.variant.lord
+    assert soft.variant.lord is False and soft.variant.generate["steps"] == 7 and pgd2.variant.lord
     assert (jpeg.purifier, jpeg.options, both.purifier, both.options) == ("jpeg", {}, "jpeg", {"quality": 30})
 
 
@@ -65,6 +65,23 @@ def test_a_stage_1_is_trained_once_for_all_that_differ_in_something_else() -> No
         for n in range(3)
     ]
     assert [name.rpartition("/")[2] for name in numbers] == ["seed-0", "seed-1", "seed-0"]
+
+
+def test_a_gate_is_named_by_its_lord_and_not_by_a_purifier() -> None:
+    variants = {"away": {"generate": {"lord": False}}, "long": {"stage1": {"steps": 400}}}
+    words = ("jpeg+lord", "lord:away", "lord", "tv+lord:long", "pgd2")
+    found = design(settings(methods=words, variants=variants, gate=True))
+    assert [(gate.name, gate.lord) for gate in found.gates] == [
+        ("lord:away", "lord:away"),
+        ("tv+lord:long", "lord:long"),
+    ]
+    assert [method.lord for method in found.defenses] == ["lord:away", "lord:long", "pgd2"]
+
+
+def test_a_purifier_of_a_variant_is_a_method() -> None:
+    purifiers, variants = {"jpeg30": {"purifier": "jpeg", "quality": 30}}, {"soft": {"stage2": {"rank": 2}}}
+    method = design(settings(methods=("jpeg30:soft",), purifiers=purifiers, variants=variants)).methods[1]
+    assert (method.purifier, method.options, method.variant.stage2["rank"]) == ("jpeg", {"quality": 30}, 2)
 
 
 def test_budgets_and_prompts_may_be_a_datasets_own() -> None:
@@ -207,6 +224,20 @@ def test_named_studies_and_presets_are_sound(config: type[StudyConfig]) -> None:
         ({"draw": False}, "gate, draw: both are off"),
         ({"identities": 0}, "identities: expected at least 1"),
         ({"evaluate": {"generated": "x"}}, "evaluate: expected options among"),
+        ({"evaluate": {"distribution": False}}, "evaluate: expected options among"),
+        ({"evaluate": {"timesteps": [3]}}, "evaluate: expected options among"),
+        ({"evaluate": {"batch_size": 0}}, "evaluate: batch_size: expected at least 1"),
+        ({"variants": {"a": {"generate": {"n": 3}}}}, "variants: a: generate: n has to be the same for all"),
+        ({"variants": {"a": {"generate": {"resolution": 8}}}}, "a: generate: resolution has to be the same"),
+        ({"generate": {"guidance": "nan"}}, "generate: guidance: expected a finite"),
+        ({"stage2": {"rank": 0}}, "^stage2: rank: expected at least 1"),
+        ({"stage1": {"lambda_det": -1}}, "^stage1: lambda_det: expected 0 or more"),
+        (
+            {"methods": ("lord:a",), "variants": {"a": {"stage1": {"gate_hidden": 0}}}},
+            "^variants: a: stage1: .*gate_hidden",
+        ),
+        ({"stage1": {"clean_branch": False}}, "clean_branch: expected it to be trained"),
+        ({"seeds": 2, "stage1_seeds": 3}, "stage1_seeds: expected at most one for each .* 2 replicates"),
         ({"set": ("steps=3",)}, "set: expected words PATH=VALUE, PATH beginning with"),
         ({"set": ("stage1.steps.more=3",), "stage1": {"steps": 4}}, "set: .* leads into steps, which is a value"),
     ],

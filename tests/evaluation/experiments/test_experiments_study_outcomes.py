@@ -67,6 +67,9 @@ def test_a_measure_is_read_or_says_why_it_is_not_there() -> None:
     assert measure.read({"clip": {"unavailable": "no CLIP"}}) == "no CLIP"
     assert measure.read({"clip": {}}) is None and measure.read({}) is None and measure.read({"clip": 1}) is None
     # What else an evaluation lacks is no reason here.
+    twins = [measure.key for measure in measures_of(("my.nets:clip", "my.nets:dino", "a/vae"))]
+    assert twins[::2][:3] == ["frechet-my.nets:clip", "frechet-my.nets:dino", "frechet-vae"]
+    assert measures_of(("a/inception",))[0].title == "Frechet, inception"
     whole = {"unavailable": {"dino": "no weights"}}
     assert measure.read({**whole, "clip": {"score": {"value": 2}}}) == 2.0 and measure.read(whole) is None
     keys = [measure.key for measure in measures_of(("lordfast.demo.classifier:load_classifier", "inception"))]
@@ -160,6 +163,7 @@ def test_the_latex_is_a_plain_tabular(tmp_path: Path) -> None:
     assert r"LoRA, no defense & -- & $30 \pm 2$ & -- & $1234 \pm 2$ \\" in text
     body = text.split(r"\hline" + "\n")
     assert len(body) == 4 and all(line.count("&") == 4 for line in body[2].splitlines())
+    assert to_latex(results(complete=False, columns=[])) == "% UNFINISHED: not all cells of the study are there.\n"
     assert "UNFINISHED" in to_latex(results(complete=False)) and "UNFINISHED" not in text
     assert escape("50% of a_b & {c}\\") == r"50\% of a\_b \& \{c\}\textbackslash{}"
     # Every brace is closed, and no special letter is left bare outside of mathematics and comments.

@@ -144,6 +144,7 @@ def test_nothing_is_computed_twice(world: World) -> None:
     found = {key: measures[key]["value"] for key in ("held-out", "drawn", "high-frequencies", "no-face", "identity")}
     assert found == {"held-out": 0.5, "drawn": 0.25, "high-frequencies": 2.0, "no-face": 0.5, "identity": None}
     assert results["unavailable"] == ["no eyes"] and "clip-iqa" not in measures
+    assert {row["method"]: row["title"] for row in results["rows"]}["lora"] == "LoRA, no defense"
     assert start() == 0 and counts(world) == once
     assert Path("out/summary.json").exists() and "Unfinished" not in Path("out/table.md").read_text()
     # From its own config.yaml, too.
@@ -151,9 +152,12 @@ def test_nothing_is_computed_twice(world: World) -> None:
 
 
 def test_what_the_steps_are_given(world: World) -> None:
-    variants = {"soft": {"stage1": {"lambda_det": 0.5}, "stage2": {"rank": 2}, "generate": {"lord": False, "n": 3}}}
+    variants = {"soft": {"stage1": {"lambda_det": 0.5}, "stage2": {"rank": 2}, "generate": {"lord": False, "steps": 3}}}
     attacks = {"strong": {"attack": "mist", "attack_steps": 7}}
-    assert start(variants=variants, attacks=attacks, attack=["strong"], identities=1, methods=["lord:soft"]) == 0
+    evaluate = {"denoising_timesteps": [7], "batch_size": 3}
+    changes = {"variants": variants, "attacks": attacks, "attack": ["strong"], "evaluate": evaluate}
+    assert start(identities=1, methods=["lord:soft"], **changes) == 0
+    assert outcome()["complete"]
     (attack,), (stage1,) = world.calls["attack"], world.calls["stage1"]
     assert (attack.attack_steps, attack.eps, type(attack).__name__) == (7, "16/255", "MistConfig")
     assert (stage1.lambda_det, stage1.steps, stage1.one_branch) == (0.5, 200, False)
@@ -167,7 +171,9 @@ def test_what_the_steps_are_given(world: World) -> None:
     # Within a replicate all methods see the same noise; Stage 1 has its own.
     assert clean.seed == soft.seed != stage1.seed
     drawn = world.calls["draw"]
-    assert [(config.n, config.lord) for config in drawn] == [(4, None), (3, None), (3, None)]
+    assert [(config.n, config.steps, config.lord) for config in drawn] == [(4, 20, None), (4, 3, None), (4, 3, None)]
+    looks = [config for config in world.calls["look"] if config.denoising]
+    assert {(config.denoising_timesteps, config.batch_size) for config in looks} == {((7,), 3)} and len(looks) == 6
     assert drawn[2].lora == soft.out.resolve() and len({config.seed for config in drawn}) == 1
     prompts = {soft.instance_prompt, drawn[0].prompt, attack.prompt}
     assert prompts == {"a photo of a sks person"}
@@ -239,6 +245,7 @@ def test_gates_over_replicates(world: World) -> None:
         *(("pgd", "4/255", 2), ("pgd", "8/255", 2), ("mist", "4/255", 2), ("mist", "8/255", 2))
     ]
     row = results["gates"][0]
+    assert (row["method"], row["title"]) == ("lord", "LoRD")
     assert row["measures"]["auroc"]["value"] == 0.75 and results["rows"] == []
     assert [(cell["layer"], cell["timestep"], cell["lambda_clean"]) for cell in row["cells"]] == [
         *(("l", 20, 0.25), ("l", 600, 0.25))

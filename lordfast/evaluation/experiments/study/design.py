@@ -118,11 +118,13 @@ class Design:
 
     @property
     def defenses(self) -> list[Method]:
-        """One method for each Stage 1 that is needed."""
+        """One method for each Stage 1 that is needed; one without a purifier, where there is any."""
         found: dict[str, Method] = {}
         for method in self.methods:
             if method.stage1 is not None:
-                found.setdefault(repr(sorted(method.stage1.items())), method)
+                key = repr(sorted(method.stage1.items()))
+                if found.setdefault(key, method).purifier is not None and method.purifier is None:
+                    found[key] = method
         return list(found.values())
 
     @property

@@ -22,9 +22,14 @@ def escape(text: str) -> str:
 
 
 def to_latex(results: dict[str, Any]) -> str:
-    """A table for every attack, budget and proportion; what is not there, or not finished, is a dash."""
+    """A table for every attack, budget and proportion; what is not there, or not finished, is a dash.
+
+    Without any table where nothing has been measured.
+    """
     blocks = [] if results["complete"] else ["% UNFINISHED: not all cells of the study are there."]
-    return "\n".join([*blocks, *(_table(results, setting) for setting in settings_of(results))]) + "\n"
+    if results["columns"]:
+        blocks += [_table(results, setting) for setting in settings_of(results)]
+    return "\n".join(blocks) + "\n"
 
 
 def _table(results: dict[str, Any], setting: tuple[str, int, float]) -> str:

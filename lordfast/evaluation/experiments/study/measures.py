@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lordfast.evaluation.experiments.effects_table import short
 from lordfast.evaluation.experiments.grid import Result
 
 
@@ -37,15 +38,10 @@ class Measure:
         return float(found) if isinstance(found, int | float) else None
 
 
-def short(features: str) -> str:
-    """``classifier`` of ``lordfast.demo.classifier:load_classifier``, a file's name of its path."""
-    return features.partition(":")[0].rpartition(".")[2] if ":" in features else features.rpartition("/")[2]
-
-
-def _distances(spec: str) -> list[Measure]:
-    where, name = ("features", spec), short(spec)
+def _distances(spec: str, name: str) -> list[Measure]:
+    where = ("features", spec)
     # What the field calls FID and KID are these distances of Inception's features.
-    frechet, kernel = ("FID", "KID") if name == "inception" else (f"Frechet, {name}", f"kernel, {name}")
+    frechet, kernel = ("FID", "KID") if spec == "inception" else (f"Frechet, {name}", f"kernel, {name}")
     return [
         Measure(f"frechet-{name}", frechet, "lower", (*where, "frechet_distance")),
         Measure(f"kernel-{name}", kernel, "lower", (*where, "kernel_distance")),
@@ -75,4 +71,4 @@ _OTHERS = [
 
 def measures_of(features: Sequence[str]) -> list[Measure]:
     """Every column that a study with these features may have."""
-    return [*(measure for spec in features for measure in _distances(spec)), *_OTHERS]
+    return [*(measure for spec, name in short(features).items() for measure in _distances(spec, name)), *_OTHERS]

@@ -37,14 +37,13 @@ def measure_pictures(run: CellRun, steps: Steps, design: Design, pictures: Pictu
     """Distances on each kind of features, the change, high frequencies, and two denoising losses."""
     found: Result = {"change": drawn_change(pictures.drawn, pictures.clean), "features": {}}
     for index, spec in enumerate(design.features):
-        first = {} if index == 0 else {"frequency": False}
-        options = {**design.evaluate, **pictures.sets, "paired": "off", **first, "features": (spec,)}
+        options = {**design.evaluate, **pictures.sets, "paired": "off", "frequency": index == 0, "features": (spec,)}
         summary = steps.evaluate(run, slug(spec), options)
         found["features"][spec] = summary["distribution"]
         if index == 0:
             found["summary"] = summary
     # The model as it draws, on pictures it has not seen; and the model alone, on what was drawn.
-    alone = {"denoising": True, "prompt": pictures.model["prompt"]}
+    alone = {**design.evaluate, "denoising": True, "prompt": pictures.model["prompt"]}
     for kind, options in {
         "held_out": {**alone, **pictures.model, "reference": pictures.reference},
         "drawn": {**alone, "reference": pictures.drawn},

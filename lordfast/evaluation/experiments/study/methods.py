@@ -19,6 +19,8 @@ _RUN = ("out", "model", "seed", "device", "dtype", "resume", "overwrite", "tenso
 _STAGE1 = (*_RUN, "data", "one_branch")
 _STAGE2 = (*_RUN, "instance_data", "instance_prompt", "lord")
 _GENERATE = (*_RUN, "prompt", "lora", "lord")
+_SAME = ("n", "resolution")
+"""What all methods' pictures have in common: they are compared one by one."""
 
 Options = dict[str, Any]
 
@@ -55,6 +57,12 @@ class Method:
     options: Options
 
     @property
+    def lord(self) -> str:
+        """What lies under the LoRA, as a word: ``lord:soft`` of ``jpeg+lord:soft``."""
+        _, colon, variant = self.name.partition(":")
+        return f"{self.defense or PLAIN}{colon}{variant}"
+
+    @property
     def stage1(self) -> Options | None:
         """All that decides about its Stage 1; None without one."""
         if self.defense is None:
@@ -77,6 +85,12 @@ def read_variants(base: Mapping[str, Options], named: Mapping[str, Any]) -> dict
         where = f"variants: {name}"
         if not isinstance(changes, dict) or not changes.keys() <= base.keys():
             raise ValueError(f"{where}: expected options under {', '.join(base)}, got {changes!r}")
+        for key in changes.get("generate") or {}:
+            if str(key).replace("-", "_") in _SAME:
+                raise ValueError(
+                    f"{where}: generate: {key} has to be the same for all methods, whose pictures are compared one by "
+                    "one; expected it under generate, beside variants"
+                )
         parts = {part: {**options, **(changes.get(part) or {})} for part, options in base.items()}
         lord = _switch(parts["generate"].pop("lord", True), f"{where}: generate: lord")
         found[name] = Variant(

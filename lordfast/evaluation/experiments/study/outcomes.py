@@ -11,6 +11,7 @@ from lordfast.evaluation.experiments.study.cells import StudyCells
 from lordfast.evaluation.experiments.study.design import Dataset, Exposure
 from lordfast.evaluation.experiments.study.measures import Measure, measures_of
 from lordfast.evaluation.experiments.study.methods import CLEAN, PLAIN, Method
+from lordfast.evaluation.experiments.study.tables import title_of
 
 Values = dict[str, float]
 """Replicate -> value."""
@@ -74,13 +75,13 @@ def _row(
             attacked=None if exposure.attack is None else _numbers(attacked.get(measure.key, {})),
             is_attacked=method.name == PLAIN,
             better=measure.better,
-            seed=cells.config.seed,
         )
         entries[measure.key] = entry
     counts = [entry["n"] for entry in entries.values()]
     return {
         "dataset": dataset.name,
         "method": method.name,
+        "title": title_of(method.name),
         "attack": exposure.attack,
         "eps": exposure.eps,
         "budget": None if exposure.eps is None else dataset.eps.index(exposure.eps),
@@ -98,7 +99,6 @@ def effects(
     attacked: Values | None,
     is_attacked: bool = False,
     better: str = "lower",
-    seed: int = 0,
 ) -> dict[str, Estimate | None]:
     """What a method does to a measure, over the replicates that have all that is needed.
 
@@ -111,14 +111,14 @@ def effects(
 
     Returns:
         ``against_clean`` and ``against_lora``: paired differences, method - other; ``gap_closed``: mean(attacked -
-        method) / mean(attacked - clean), with a bootstrap interval over replicates. None where it makes no sense.
+        method) / mean(attacked - clean), with Fieller's interval over replicates. None where it makes no sense.
     """
     sign = 1.0 if better == "lower" else -1.0
     other = attacked is not None and not is_attacked
     gap = None
     if clean is not None and attacked is not None and other:
         turned = [{name: sign * value for name, value in each.items()} for each in (clean, attacked, values)]
-        gap = recovered_share(turned[0], turned[1], turned[2], seed)
+        gap = recovered_share(turned[0], turned[1], turned[2])
     return {
         "against_clean": paired_difference(values, clean) if clean is not None else None,
         "against_lora": paired_difference(values, attacked) if attacked is not None and other else None,
@@ -157,7 +157,8 @@ def gate_rows(cells: StudyCells, done: Mapping[str, Result]) -> list[dict[str, A
                 rows.append(
                     {
                         "dataset": dataset.name,
-                        "method": method.name,
+                        "method": method.lord,
+                        "title": title_of(method.lord),
                         "attack": exposure.attack,
                         "eps": exposure.eps,
                         "n": len(found),

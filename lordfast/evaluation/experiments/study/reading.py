@@ -20,11 +20,13 @@ from lordfast.evaluation.experiments.study.config import StudyConfig
 from lordfast.evaluation.experiments.study.design import DRAWN, Dataset, Design
 from lordfast.evaluation.experiments.study.methods import CLEAN, Options, read_method, read_variants
 from lordfast.evaluation.experiments.study.recipes import RECIPES
+from lordfast.evaluation.experiments.study.values import check_values
 from lordfast.training.config import check_choices
 
 NAMED = ("attacks", "purifiers", "stage1", "stage2", "generate", "evaluate", "variants")
 """Fields of a study's config that hold names and values."""
 _SETS = ("generated", "reference", "clean", "attacked", "features", "lord", "lora", "lord_lambda", "prompt")
+_ASKED = ("distribution", "paired", "frequency", "lpips", "timesteps", "denoising")
 _RUN = ("out", "model", "seed", "device", "dtype", "resume", "overwrite", "cache_dir")
 _LIKENESS = ("identity", "clip_model", "clip_prompt", "iqa_subject", "dino_model")
 
@@ -83,12 +85,14 @@ def design(config: StudyConfig) -> Design:
     # What all others are compared with comes first.
     words = (CLEAN, *(word for word in config.methods if word != CLEAN))
     methods = [read_method(word, variants, config.purifiers) for word in words]
-    unused = [name for name in config.purifiers if not any(m.name.partition("+")[0] == name for m in methods)]
+    named = {method.name.partition(":")[0].partition("+")[0] for method in methods}
+    unused = [name for name in config.purifiers if name not in named]
     if unused:
         raise ValueError(f"purifiers: {unused[0]} is described, but no method is named so; methods: {', '.join(words)}")
     measured = read_options(
-        {**recipe.evaluate, **config.evaluate}, EvaluateConfig, "evaluate", (*_SETS, "denoising", *_RUN)
+        {**recipe.evaluate, **config.evaluate}, EvaluateConfig, "evaluate", (*_SETS, *_ASKED, *_RUN)
     )
+    check_values(config, methods, measured)
     found = Design(
         config,
         datasets,
@@ -115,6 +119,11 @@ def _check_numbers(config: StudyConfig) -> None:
     for name, low in {**least, "reference": 2}.items():
         if getattr(config, name) < low:
             raise ValueError(f"{name}: expected at least {low}, got {getattr(config, name)}")
+    if config.stage1_seeds > config.seeds:
+        raise ValueError(
+            f"stage1_seeds: expected at most one for each of an identity's {config.seeds} replicates (seeds), got "
+            f"{config.stage1_seeds}"
+        )
     for name in ("datasets", "proportions", "methods", "gate_timesteps"):
         _check_different(name, getattr(config, name))
     for share in config.proportions:

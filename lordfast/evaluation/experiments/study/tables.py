@@ -167,13 +167,18 @@ def _about(results: dict[str, Any]) -> str:
 _READING = """## How to read it
 
 In brackets: the 95 % interval over replicates (Student's, with n - 1 degrees of freedom), not over images; for shares,
-a bootstrap over replicates. **An interval of a difference that includes 0 shows no effect.** Of many comparisons, about
-1 in 20 leaves 0 out by chance alone, which no correction accounts for. Arrows say which values are better.
+Fieller's for a ratio of paired means. **An interval of a difference that includes 0 shows no effect.** Of many
+comparisons, about 1 in 20 leaves 0 out by chance alone, which no correction accounts for. Arrows say which values are
+better.
 
 * Differences are taken within replicates, which share the person, the attack and all noise of training and sampling.
+* Replicates are not independent: all of a dataset share one LoRD of each kind (with stage1_seeds a few, in turn), so no
+  interval says what another Stage 1 would give; seeds of one identity share the person and the reference pictures.
 * share of the gap: mean(attacked - method) / mean(attacked - clean), the means over replicates: 1 is as good as a LoRA
   of clean images, 0 as bad as no defense, below 0 worse. A dash: the attack worsened nothing on average; no brackets:
   what it worsened may be 0, so the share has no bounds.
+* Both denoising losses favour smooth pictures: by them a method may close more than 1 of the gap, and a purifier or a
+  LoRD that smoothes gains without drawing the person better. Read them beside the distances.
 * change: of the drawn pictures from those that the LoRA of clean images draws from the same noise.
 """
 
