@@ -77,6 +77,9 @@ METRICS = [
 ]
 """The columns of the table of metrics, in order."""
 
+TRAINING_ONLY = "attacked-lord-training"
+"""The method that leaves LoRD out of sampling."""
+
 
 def demo_page(out: Path, summary: dict[str, Any] | None = None) -> Page:
     """The page of the demo run in `out`; its summary.json is read unless `summary` is given.
@@ -90,7 +93,8 @@ def demo_page(out: Path, summary: dict[str, Any] | None = None) -> Page:
     found: dict[str, Any] = summary if summary is not None else _json(out / "summary.json")
     seeds = found["seeds"]
     run, story = out / f"seed-{seeds[0]}", found["stories"][str(seeds[0])]
-    measured = {name: {m.key: m.read(found["methods"][name]) for m in METRICS} for name in METHODS}
+    methods = _methods(found)
+    measured = {name: {m.key: m.read(found["methods"][name]) for m in METRICS} for name in methods}
     auroc = Measured.read(found["auroc"])
     assert auroc is not None
     return Page(
@@ -99,7 +103,10 @@ def demo_page(out: Path, summary: dict[str, Any] | None = None) -> Page:
         top=[*_story(found, story), _answers(measured, auroc, _counted(found)), *_caveats(found)],
         sections=[
             Section("The images", [*_first("The pictures are", seeds), *_images(run, story["damage"])]),
-            Section("What each method draws", [*_first("The pictures are", seeds), *_generated(run, story["prompt"])]),
+            Section(
+                "What each method draws",
+                [*_first("The pictures are", seeds), *_generated(run, methods, story["prompt"])],
+            ),
             Section("Metrics", _metrics(measured, found)),
             Section("Loss", [*_first("The curves of Stage 2 are", seeds), *loss_blocks(out, run)]),
             Section(
@@ -114,6 +121,11 @@ def demo_page(out: Path, summary: dict[str, Any] | None = None) -> Page:
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _methods(found: dict[str, Any]) -> list[str]:
+    """The methods that the run of this summary compared: one of an earlier version had fewer."""
+    return [name for name in METHODS if name in found["methods"]]
 
 
 def _flags(found: dict[str, Any]) -> str:
@@ -153,13 +165,16 @@ def _story(found: dict[str, Any], story: dict[str, Any]) -> list[Block]:
         who = f"one {one}"
     else:
         who = f"each of {seeds} {several}" if found["identity"] is None else f"one {one}, drawn anew for {seeds} seeds,"
+    left_out = "stays in the model when that draws"
+    if TRAINING_ONLY in _methods(found):
+        left_out += "; the last method draws with the same LoRA and leaves LoRD out"
     return [
         Paragraph(
             f"{attack['images']} pictures of {who} were perturbed by at most {attack['eps_grey_levels']:g} of 255 "
             "grey levels, so that a LoRA trained on them learns the wrong thing. LoRAs were then trained on the clean "
             "and on the perturbed pictures, each alone and on top of LoRD: an adapter that was trained beforehand, on "
             f"other pictures, to see such attacks and to answer them. This LoRD was {found['lord']}. As published, it "
-            "stays in the model when that draws; the last method draws with the same LoRA and leaves LoRD out."
+            f"{left_out}."
         )
     ]
 
@@ -170,34 +185,36 @@ def _counted(found: dict[str, Any]) -> str:
 
 
 def _answers(measured: dict[str, dict[str, Measured | None]], auroc: Measured, counted: str) -> Tiles:
-    def ask(question: str, one: str, other: str, words: tuple[str, str], names: tuple[str, str]) -> Tile:
-        return contrast(question, METRICS, measured[one], measured[other], words, names)
+    def ask(question: str, one: str, other: str, words: tuple[str, str], names: tuple[str, str]) -> list[Tile]:
+        if not {one, other} <= set(measured):
+            return []
+        return [contrast(question, METRICS, measured[one], measured[other], words, names)]
 
     inside = auroc.interval is not None and auroc.interval[0] <= 0.5 <= auroc.interval[1]
     return Tiles(
         [
-            ask(
+            *ask(
                 "Did the attack harm a plain LoRA?",
                 "attacked-lora",
                 "clean-lora",
                 ("No, the opposite", "Yes"),
                 ("attacked", "clean"),
             ),
-            ask(
+            *ask(
                 "Did LoRD help on attacked images?",
                 "attacked-lord",
                 "attacked-lora",
                 ("Yes", "No, it did harm"),
                 ("LoRD", "plain"),
             ),
-            ask(
+            *ask(
                 "Did LoRD help when left out of sampling?",
-                "attacked-lord-training",
+                TRAINING_ONLY,
                 "attacked-lora",
                 ("Yes", "No, it did harm"),
                 ("LoRD", "plain"),
             ),
-            ask(
+            *ask(
                 "Does LoRD cost quality on clean images?",
                 "clean-lord",
                 "clean-lora",
@@ -222,7 +239,8 @@ def written_auroc(auroc: Measured) -> str:
 def _caveats(found: dict[str, Any]) -> list[Block]:
     said = [
         headline(METRICS, found["methods"][name], found["methods"]["attacked-lora"], title)
-        for name, title in (("attacked-lord", "LoRD + LoRA"), ("attacked-lord-training", "LoRA trained on LoRD"))
+        for name, title in (("attacked-lord", "LoRD + LoRA"), (TRAINING_ONLY, "LoRA trained on LoRD"))
+        if {name, "attacked-lora"} <= set(found["methods"])
     ]
     said += filter(None, [evidence(found)])
     if found["quick"]:
@@ -265,10 +283,10 @@ def _images(run: Path, damage: dict[str, Any]) -> list[Block]:
     ]
 
 
-def _generated(run: Path, prompt: str) -> list[Block]:
+def _generated(run: Path, methods: Sequence[str], prompt: str) -> list[Block]:
     rows = [
         PictureRow(method_title(name), _pictures(run / "generated" / name, f"drawn by {method_title(name)}"))
-        for name in METHODS
+        for name in methods
     ]
     text = (
         f"New pictures from the prompt “{prompt}”. Pictures at the same place start from the "
@@ -291,7 +309,7 @@ def _each_seed(found: dict[str, Any], metrics: Sequence[Metric]) -> Details:
     columns = [Column(metric.title, metric.better) for metric in metrics]
     rows = [
         (f"{method_title(name)}, seed {seed}", [metric.read(story["methods"][name]) for metric in metrics])
-        for name in METHODS
+        for name in _methods(found)
         for seed, story in found["stories"].items()
     ]
     caption = "Generated pictures against clean ones: each seed, with 95 % intervals over its images"

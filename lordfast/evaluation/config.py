@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lordfast.training.config import RunConfig
-from lordfast.training.lord import GATE
+from lordfast.training.lord import GATE, LordOptions, parse_lambda
 
 
 @dataclass(kw_only=True)
@@ -119,6 +119,7 @@ def check_request(config: EvaluateConfig) -> None:
     """Raise a ValueError unless `config` asks for something, completely, with numbers in range."""
     _check_folders(config)
     check_numbers(config)
+    parse_lambda(LordOptions(lord=config.lord, lord_lambda=config.lord_lambda))
     if config.generated is not None and not config.beyond_pairs and config.paired == "off":
         raise ValueError(
             "distribution, paired, frequency: all are off; nothing is left to measure in --generated and --reference"
@@ -144,12 +145,12 @@ def _check_folders(config: EvaluateConfig) -> None:
     """Raise a ValueError where folders are missing that go with those that were given."""
     sets = {"generated": config.generated, "reference": config.reference}
     gates = {"lord": config.lord, "clean": config.clean, "attacked": config.attacked}
+    compared = {name: getattr(config, name) is not None for name in ("dino_model", "identity", "lpips")}
+    compared["paired"] = config.paired == "on"
+    if config.generated is None:
+        _refuse("generated", compared | {"clip_model": config.clip_model is not None})
     if config.reference is None:
-        alone = {"denoising": config.denoises, "dino_model": config.dino_model, "identity": config.identity}
-        for name, wanted in (alone | {"lpips": config.lpips, "paired": config.paired == "on"}).items():
-            if wanted and (config.generated is not None or name == "denoising"):
-                flag = "lora" if name == "denoising" and config.lora else name.replace("_", "-")
-                raise ValueError(f"reference: --{flag} needs --reference too")
+        _refuse("reference", {"lora": config.lora is not None, "denoising": config.denoising} | compared)
     # Either may stand alone then.
     if config.denoises or (config.generated is not None and config.clip_model is not None):
         sets = {}
@@ -165,3 +166,9 @@ def _check_folders(config: EvaluateConfig) -> None:
             "nothing to measure: give --generated and --reference (distances, and PSNR and SSIM of pairs), or --lord, "
             "--clean and --attacked (lambda as a detector), or --lora and --reference (its denoising loss), or several"
         )
+
+
+def _refuse(missing: str, wanted: dict[str, bool]) -> None:
+    """Raise a ValueError for the first wanted setting: the folder `missing` goes with it."""
+    for name in (name for name, given in wanted.items() if given):
+        raise ValueError(f"{missing}: --{name.replace('_', '-')} needs --{missing} too")

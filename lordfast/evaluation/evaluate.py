@@ -34,8 +34,9 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     The run folder gets metrics.jsonl (a row per kind of features, per pair, per image, and per image and timestep),
     summary.json and table.md. Each finished part is kept in checkpoints/, so that a resumed run does only the others
-    and those that lacked something. ``summary["distribution"]`` is the entry of the first kind of features, with those
-    of all under ``sets``, by name; ``summary["unavailable"]`` says which metrics could not be measured, and why.
+    and, also where all was finished, those that lacked something. ``summary["distribution"]`` is the entry of the first
+    kind of features, with those of all under ``sets``, by name; ``summary["unavailable"]`` says which metrics could not
+    be measured, and why.
 
     Raises:
         ValueError, OSError: nothing to measure, or a folder, image, model or feature module that can't be used;
@@ -46,10 +47,12 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check_request(config)
     # Without writing: a run folder that can't be used is the first thing to say, and bad input must leave no trace.
     finished = RunFolder.inspect(config, "evaluate")
-    if finished is not None:
+    if finished is not None and not finished.get("unavailable"):
         return finished
     plan = _plan(config)
     run = RunFolder.open(config, "evaluate")
+    # What a finished run lacked is tried again; till then it is unfinished.
+    (run.path / "summary.json").unlink(missing_ok=True)
     started = time.perf_counter()
     results: dict[str, PartResult] = {}
     try:

@@ -189,13 +189,16 @@ def test_what_was_missing_is_measured_when_the_run_goes_on(
     assert "unavailable" in first["clip"]["clip_iqa"]
     kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert kept == {"distribution.json"}
-    (tmp_path / "run" / "summary.json").unlink()
     shutil.copytree(clip_folder, tmp_path / "clip")
     monkeypatch.setattr("lordfast.evaluation.parts.sets.compare", lambda *args, **options: pytest.fail("done already"))
     config.resume = True
     again = run_evaluate(config)
     assert again["clip"]["clip_iqa"]["value"] > 0 and again["unavailable"] == {}
     assert again["distribution"] == first["distribution"]
+    # Nothing is missing any more, so nothing is looked at again.
+    shutil.rmtree(tmp_path / "clip")
+    assert run_evaluate(config) == again
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == again
 
 
 def test_a_second_evaluation_computes_only_what_is_new(
@@ -236,6 +239,18 @@ def test_preprocessing_decides_what_is_found_on_disk_and_the_place_does_not(clip
         ({"identity": "x", "clip_model": "y"}, "reference: --identity needs --reference too"),
         ({"paired": "on", "clip_model": "y"}, "reference: --paired needs --reference too"),
         ({}, "reference: --generated needs --reference too"),
+        *(
+            ({"generated": None, "reference": Path("reference"), "denoising": True, name: value}, message)
+            for name, value, message in (
+                ("identity", "x", "generated: --identity needs --generated too"),
+                ("dino_model", "x", "generated: --dino-model needs --generated too"),
+                ("clip_model", "x", "generated: --clip-model needs --generated too"),
+                ("lpips", "alex", "generated: --lpips needs --generated too"),
+                ("paired", "on", "generated: --paired needs --generated too"),
+                ("lord_lambda", "0.5", "lord_lambda: 0.5 was given without lord"),
+                ("lord_lambda", "1.5", "lord_lambda: expected gate, or a number from 0 to 1, got '1.5'"),
+            )
+        ),
         ({"lpips": "big", "reference": Path("reference")}, "lpips: expected one of alex, vgg, squeeze, got 'big'"),
         ({"identity": "x", "reference": Path("reference")}, "identity: 'x' is unknown; expected 'insightface'"),
         ({"features": (COLOURS, COLOURS), "reference": Path("reference")}, "features: expected different ones"),
@@ -244,5 +259,5 @@ def test_preprocessing_decides_what_is_found_on_disk_and_the_place_does_not(clip
 )
 def test_bad_requests(folders: dict[str, Path], tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run_evaluate(settings(tmp_path, generated=folders["generated"], **changes))
+        run_evaluate(settings(tmp_path, **{"generated": folders["generated"], **changes}))
     assert not (tmp_path / "run").exists()

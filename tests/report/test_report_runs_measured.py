@@ -272,11 +272,38 @@ def test_a_study_shows_methods_with_intervals_and_the_gap_that_each_closes(page:
 
 
 def test_a_study_of_shares_has_a_curve_per_method(page: Page, other: Callable[[dict[str, Any]], Page]) -> None:
-    alt = charts(page)["FID over the share of attacked pictures"]
+    alt = charts(page)["FID over the share of attacked pictures: pgd 16/255"]
     # LoRD on clean pictures is its own start; the plain LoRA's is the clean LoRA.
     assert "lora 10 to 30" in alt and "lord 11 to 18" in alt
     one = {**STUDY, "rows": [row for row in STUDY["rows"] if row["proportion"] in (0, 1)]}
     assert not any("share of attacked" in title for title in charts(other(one)))
+
+
+def test_shares_of_several_budgets_have_a_chart_each_and_lines_that_say_which(
+    other: Callable[[dict[str, Any]], Page],
+) -> None:
+    def weaker(found: dict[str, Any]) -> dict[str, Any]:
+        return {**found, "eps": "4/255", "exposure": found["exposure"].replace("16/255", "4/255")}
+
+    gap = estimate(0.3, 0.1)
+    rows = [row("clean-lora", 0, 10.0), row("lora", 0.5, 15.0), row("lora", 1, 30.0)]
+    rows += [row("lord", 0.5, 13.0, gap), {**row("lord", 1, 18.0, gap), "title": "LoRD"}]
+    rows += [weaker(row("lora", 0.5, 11.0)), weaker(row("lora", 1, 12.0)), weaker(row("lord", 1, 11.5, gap))]
+    there = [{**one, "dataset": "landscapes"} for one in (row("lora", 1, 70.0), row("lord", 1, 60.0, gap))]
+    found = other({**STUDY, "rows": [*rows, *there]})
+    title = "FID over the share of attacked pictures: pgd"
+    drawn = {name: alt for name, alt in charts(found).items() if "share of attacked" in name}
+    assert list(drawn) == [f"{title} 16/255", f"{title} 4/255"]
+    # LoRD was not run on clean pictures: its line begins where it was.
+    assert drawn[f"{title} 16/255"].endswith("lora 10 to 30; lord 13 to 18.")
+    assert drawn[f"{title} 4/255"].endswith("lora 10 to 12; lord 11.5 to 11.5.")
+    (tile,) = [tile for block in blocks(found, Tiles) for tile in block.tiles if tile.label == "Gap closed, FID"]
+    assert [line.partition(":")[0] for line in tile.lines] == [
+        "lord, faces, pgd 16/255, 50% of the pictures",
+        "LoRD, faces, pgd 16/255",
+        "lord, faces, pgd 4/255",
+        "lord, landscapes, pgd 16/255",
+    ]
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -316,7 +343,7 @@ def test_experiments_with_purifiers_are_grouped_by_budget(tmp_path: Path, make_r
     # What is open is the budget with most methods.
     assert next(block.summary for block in page.sections[0].blocks if isinstance(block, Details)) == "attacked 4/255"
     tile = next(tile for block in blocks(page, Tiles) for tile in block.tiles if tile.label.startswith("Gap closed"))
-    assert tile.value == "Can’t be said" and "jpeg: 0.25" in tile.lines
+    assert tile.value == "Can’t be said" and "jpeg, attacked 8/255: 0.25" in tile.lines
     assert "unfinished" not in said(page)
 
 

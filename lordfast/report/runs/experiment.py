@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lordfast.report.blocks import Block, Chart, Charts, Column, Details, Paragraph, Section, Table, Tile
@@ -18,6 +18,9 @@ from lordfast.report.runs.read import Run
 from lordfast.report.runs.tables import in_words
 
 GAP = "gap_closed"
+CLEAN, PLAIN = "clean-lora", "lora"
+"""The LoRA without a defense, of clean and of attacked pictures."""
+
 KINDS = {
     GAP: "Share of the gap closed",
     "against_clean": "Difference to the LoRA of clean pictures",
@@ -84,14 +87,15 @@ def _unfinished(results: Mapping[str, Any]) -> str:
 def _tiles(results: Mapping[str, Any], measures: Sequence[Measure], rows: Sequence[Row]) -> list[Tile]:
     cells = results.get("cells") or {}
     done = f"{cells.get('done', 0):,} of {cells.get('all', 0):,}"
-    failed = [f"{cells[name]:,} {name}" for name in ("failed", "blocked", "left") if cells.get(name)]
+    failed = [f"{cells[state]:,} {state}" for state in ("failed", "blocked", "left") if cells.get(state)]
     tiles = [Tile("Cells", done, failed, "bad" if cells.get("failed") else "neutral")] if cells else []
+    name = _namer(rows)
     for measure in measures[:2]:
         gaps = [(row, found) for row in rows if (found := row.estimates.get(measure.key, {}).get(GAP)) is not None]
         if gaps:
             above = sum(found.low is not None and found.low > 0 for _, found in gaps)
             lines = [
-                f"{row.title}: {' ('.join(filter(None, in_words(f)))}{')' if f.interval else ''}" for row, f in gaps
+                f"{name(row)}: {' ('.join(filter(None, in_words(f)))}{')' if f.interval else ''}" for row, f in gaps
             ]
             more = [f"and {len(lines) - 6} more, below"] if len(lines) > 6 else []
             bounded = sum(found.interval is not None for _, found in gaps)
@@ -101,6 +105,15 @@ def _tiles(results: Mapping[str, Any], measures: Sequence[Measure], rows: Sequen
             tiles.append(Tile(f"Gap closed, {measure.title}", value, [*lines[:6], *more]))
     spent = sum(phase["total"] for phase in (results.get("seconds") or {}).values() if isinstance(phase, Mapping))
     return [*tiles, *([Tile("Time of all cells", duration(spent), ["by one process or several"])] if spent else [])]
+
+
+def _namer(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """What to call a row among all: its method, with its dataset and setting where there are several."""
+    datasets = len({row.dataset for row in rows}) > 1
+    settings = len({row.setting for row in rows if row.setting}) > 1
+    return lambda row: ", ".join(
+        filter(None, [row.title, row.dataset if datasets else "", row.setting if settings else ""])
+    )
 
 
 def _results(measures: Sequence[Measure], rows: Sequence[Row]) -> list[Section]:
@@ -169,34 +182,45 @@ def _interval_charts(setting: str, measures: Sequence[Measure], rows: Sequence[R
 
 
 def _shares(measures: Sequence[Measure], rows: Sequence[Row]) -> list[Block]:
-    """Curves over the share of attacked pictures, where an experiment varies it."""
-    attacked = [row for row in rows if row.setting]
-    if len({row.share for row in attacked}) < 2:
-        return []
-    charts = []
-    clean = next((row for row in rows if not row.setting), None)
-    for measure in measures:
-        lines = []
-        for title in dict.fromkeys(row.title for row in attacked):
-            # All methods start at clean pictures: those of their own there, else the LoRA's.
-            own = next((row for row in rows if not row.setting and row.title == title), clean)
-            points = {0.0: own} if own is not None else {}
-            points |= {row.share: row for row in attacked if row.title == title}
-            found = {
-                100 * share: one
-                for share, row in sorted(points.items())
-                if (one := row.estimates.get(measure.key, {}).get(MEAN)) is not None
-            }
-            if found:
-                values = list(found.values())
-                lines.append(Line(title, list(found), [v.value for v in values], [v.interval for v in values]))
-        if lines:
-            drawn = line_chart(lines, x_label="attacked training pictures, %", y_label=measure.title, points=True)
-            better = f"{measure.better.capitalize()} is better. " if measure.better else ""
-            says = "; ".join(f"{line.label} {line.y[0]:.4g} to {line.y[-1]:.4g}" for line in lines)
-            title = f"{measure.title} over the share of attacked pictures"
-            charts.append(Chart(title, drawn, f"{title}: {says}.", f"{better}Bars: 95 % intervals over replicates."))
-    return [Charts(charts)] if charts else []
+    """Curves over the share of attacked pictures, where an experiment varies it, of each attack and budget."""
+    clean = {row.method or row.title: row for row in rows if not row.setting}
+    # The LoRA of clean pictures is the plain one at no attacked picture, and nobody else's.
+    if CLEAN in clean:
+        clean.setdefault(PLAIN, clean[CLEAN])
+    blocks: list[Block] = []
+    for attack in dict.fromkeys(row.attack for row in rows if row.setting):
+        attacked = [row for row in rows if row.setting and row.attack == attack]
+        if len({row.share for row in attacked}) < 2:
+            continue
+        charts = [chart for measure in measures if (chart := _share_chart(measure, attack, attacked, clean))]
+        if charts:
+            drawn = Charts(charts)
+            blocks.append(Details(f"Over the share of attacked pictures: {attack}", [drawn]) if blocks else drawn)
+    return blocks
+
+
+def _share_chart(measure: Measure, attack: str, rows: Sequence[Row], clean: Mapping[str, Row]) -> Chart | None:
+    """A line per method over its `rows`, from what it gave on `clean` pictures, where it was run on them."""
+    lines = []
+    for method in dict.fromkeys(row.method or row.title for row in rows):
+        own = [row for row in rows if (row.method or row.title) == method]
+        points = {0.0: clean[method]} if method in clean else {}
+        points |= {row.share: row for row in own}
+        found = {
+            100 * share: one
+            for share, row in sorted(points.items())
+            if (one := row.estimates.get(measure.key, {}).get(MEAN)) is not None
+        }
+        if found:
+            values = list(found.values())
+            lines.append(Line(own[0].title, list(found), [v.value for v in values], [v.interval for v in values]))
+    if not lines:
+        return None
+    drawn = line_chart(lines, x_label="attacked training pictures, %", y_label=measure.title, points=True)
+    better = f"{measure.better.capitalize()} is better. " if measure.better else ""
+    says = "; ".join(f"{line.label} {line.y[0]:.4g} to {line.y[-1]:.4g}" for line in lines)
+    title = f"{measure.title} over the share of attacked pictures: {attack}"
+    return Chart(title, drawn, f"{title}: {says}.", f"{better}Bars: 95 % intervals over replicates.")
 
 
 def _gates(results: Mapping[str, Any]) -> list[Block]:

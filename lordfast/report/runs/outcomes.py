@@ -29,8 +29,10 @@ class Row:
     """What one method did to pictures that were treated in one way.
 
     Attributes:
+        method: its short name, such as ``lora``; "" where rows have none.
         title: of the method.
-        setting: what the pictures went through, such as ``ace 16/255``; "" for clean ones.
+        attack: and its budget, such as ``ace 16/255``; "" for clean pictures.
+        setting: what the pictures went through, share included; "" for clean ones.
         dataset: "" where there is one only.
         share: of the pictures that were attacked.
         n: replicates behind it.
@@ -38,7 +40,9 @@ class Row:
         reasons: measure -> why it is unavailable.
     """
 
+    method: str
     title: str
+    attack: str
     setting: str
     dataset: str
     share: float
@@ -69,9 +73,12 @@ def _read(row: Mapping[str, Any]) -> Row:
     if isinstance(measures, list):
         measures = {_distance(one): one for one in measures}
     entries = {key: entry for key, entry in measures.items() if isinstance(entry, Mapping)}
-    setting, share = str(row.get("exposure", _setting(row))), row.get("proportion")
+    attack, share = _attack(row), row.get("proportion")
+    setting = str(row.get("exposure", attack))
     return Row(
+        str(row.get("method") or ""),
         _title(row),
+        attack,
         "" if setting == "clean" else setting,
         str(row.get("dataset") or ""),
         float(share) if isinstance(share, int | float) else 1.0,
@@ -115,7 +122,7 @@ def _title(row: Mapping[str, Any]) -> str:
     return str(purifier or "not purified")
 
 
-def _setting(row: Mapping[str, Any]) -> str:
+def _attack(row: Mapping[str, Any]) -> str:
     if not row.get("eps"):
         return ""
     return f"{row.get('attack') or 'attacked'} {row['eps']}"
