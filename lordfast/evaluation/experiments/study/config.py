@@ -45,7 +45,8 @@ class StudyConfig(GridConfig):
     stage1_images: int = 96
     """How many are drawn."""
     stage1_seeds: int = 1
-    """How many LoRDs of each kind are trained; replicate i of an identity takes the i-th, in turn."""
+    """How many LoRDs of each kind are trained; replicate i of an identity takes the i-th, in turn; at
+    most --seeds."""
     prompts: tuple[str, ...] = ()
     """Instance prompt with a rare token, PROMPT or DATASET=PROMPT; default: "a photo of a sks person", or landscape."""
     identities: int = 3
@@ -94,4 +95,5 @@ class StudyConfig(GridConfig):
     evaluate: Mapping = field(default_factory=dict)
     """Options of lordfast evaluate."""
     variants: Mapping = field(default_factory=dict)
-    """Name -> ``stage1``, ``stage2`` and ``generate`` options of a variant, on top of those."""
+    """Name -> ``stage1``, ``stage2`` and ``generate`` options of a variant, on top of those; not ``n`` and
+    ``resolution`` of what is drawn, which all methods share."""
