@@ -60,7 +60,7 @@ def _named(word: str, config: Stage1Config, model: LatentDiffusion) -> Adversary
 
 
 def check_adversaries(config: Stage1Config) -> None:
-    """Raise a ValueError for words that are no adversaries (`parse_adversary`), or a picture that none pulls towards."""
+    """Raise a ValueError for words that `parse_adversary` refuses, or a picture that none of them pulls towards."""
     found = [parse_adversary(word, config)[1] for word in config.adversaries]
     if not found and not config.perturbed:
         check_target(config.targeted, config.target)

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from lordfast.files import is_temporary, sweep, write_atomic
-from lordfast.training.config import RunConfig, changes, read_yaml, to_dict, write_yaml
+from lordfast.training.config import RunConfig, changes, read_yaml, write_yaml
 
 # Config fields whose folders are searched for images.
 _IMAGE_FOLDERS = ("images", "data", "instance_data", "class_data")
