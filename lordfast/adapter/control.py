@@ -134,16 +134,25 @@ class override_lambda:
             )
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"value must lie within [0, 1], got {value}")
-        layers = {id(layer): layer for layer, _ in _chosen(module, None)}.values()
-        self._before = [(layer, layer.lord_lambda) for layer in layers]
-        for layer in layers:
-            layer.lord_lambda = None if value is None else float(value)
+        self._layers = list({id(layer): layer for layer, _ in _chosen(module, None)}.values())
+        self._value = None if value is None else float(value)
+        # The first context ends where the object was made, later ones where they began.
+        self._made: list[float | None] | None = self._set()
+        self._before: list[list[float | None]] = []
+
+    def _set(self) -> list[float | None]:
+        before = [layer.lord_lambda for layer in self._layers]
+        for layer in self._layers:
+            layer.lord_lambda = self._value
+        return before
 
     def __enter__(self) -> None:
-        return None
+        before = self._set()
+        self._before.append(before if self._made is None else self._made)
+        self._made = None
 
     def __exit__(self, *_: Any) -> None:
-        for layer, value in self._before:
+        for layer, value in zip(self._layers, self._before.pop(), strict=True):
             layer.lord_lambda = value
 
 

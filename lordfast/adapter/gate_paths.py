@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from lordfast.adapter.config import LordConfig
 from lordfast.ops import Gate
+from lordfast.ops.checks import check_tokens
 
 NORM_EPS = 1e-5
 """As in torch's layer norm. At B = 0, where training starts, a normalised branch is 0 and its slope 1 / sqrt(eps)."""
@@ -65,8 +66,9 @@ def composite_delta(
         gate_logit: fp32 (fp64 for fp64 x), (...) per token or (batch,) per sample; None where it was left out.
 
     Raises:
-        ValueError: x does not have the embedding's batch.
+        ValueError: x does not have the embedding's batch, or none where the gate is one of samples.
     """
+    check_tokens(x, config.gate_granularity)
     dt = torch.float64 if x.dtype == torch.float64 else torch.float32
     # Autocast would round u and the gate.
     with torch.autocast(x.device.type, enabled=False):
@@ -99,8 +101,9 @@ def gate_logit(x: Tensor, u: Tensor, parts: Parts, config: LordConfig, embedding
         z = z + _at_tokens(embedding, x) @ parts.lord_wt.to(z.dtype).mT
     logit = (_ACTIVATIONS[config.gate_activation](z) @ w2 + b2) / config.gate_temperature
     if config.gate_granularity == "sample":
+        tokens = logit.unsqueeze(-1).flatten(1)
         # A sample without tokens gets the logit 0, where a mean would be NaN.
-        return logit.reshape(len(logit), -1).sum(1) / max(logit[:1].numel(), 1)
+        return tokens.sum(1) / max(tokens.shape[1], 1)
     return logit
 
 

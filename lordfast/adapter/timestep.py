@@ -56,7 +56,7 @@ class Clock:
                     _remember(self, module)
 
     def after(self, denoiser: nn.Module, args: Any, output: Any) -> None:
-        """After the denoiser's forward."""
+        """After the denoiser's forward, even if that raised."""
         self.embedding = None
 
     def at(self, embedding: Tensor | None, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,7 +121,7 @@ def clock_of(denoiser: nn.Module) -> Clock:
     place = list(inspect.signature(type(denoiser).forward).parameters).index("timestep") - 1
     clock = Clock(place)
     denoiser.register_forward_pre_hook(clock, with_kwargs=True)
-    denoiser.register_forward_hook(clock.after)
+    denoiser.register_forward_hook(clock.after, always_call=True)
     return clock
 
 
@@ -135,6 +135,7 @@ def remove_clock(denoiser: nn.Module) -> None:
             if isinstance(hook, Clock) or isinstance(getattr(hook, "__self__", None), Clock):
                 del hooks[number]
                 denoiser._forward_pre_hooks_with_kwargs.pop(number, None)
+                denoiser._forward_hooks_always_called.pop(number, None)
     for module in denoiser.modules():
         checkpoint = getattr(module, "_gradient_checkpointing_func", None)
         if isinstance(checkpoint, _Remembering):

@@ -30,7 +30,7 @@ def materialise(
     on_image: Callable[[int], None] | None = None,
     on_bad: Callable[[BadImageError], None] | None = None,
 ) -> Path:
-    """The folder that holds the images of `request`; it is there whole or not at all.
+    """The folder that holds the images of `request`, as an absolute path; it is there whole or not at all.
 
     Images keep their size and are called after their place among the chosen rows: 000000.png, or IDENTITY/000000.png.
     Captions are in a metadata.jsonl beside the images, so that an identity's folder can stand alone; dataset.json says
@@ -52,9 +52,13 @@ def materialise(
     check_request(request)
     identity = _identity(request)
     folder = _default_folder(request, identity) if folder is None else Path(folder)
+    # What a link leads to is made, not put in the link's place; and "." has a name of its own then.
+    folder = folder.resolve()
     _check_place(folder, request)
     if _is_made(folder, identity, overwrite):
         return folder
+    if os.path.ismount(folder):
+        raise ValueError(f"out: {folder} is a mount point, which nothing can replace; expected a folder inside it")
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -104,11 +108,11 @@ def _default_folder(request: DatasetRequest, identity: dict[str, Any]) -> Path:
 
 
 def _check_place(folder: Path, request: DatasetRequest) -> None:
-    source, place = Path(request.source).expanduser(), folder.resolve()
+    source = Path(request.source).expanduser()
     if not source.exists():
         return
     source = source.resolve()
-    if place.is_relative_to(source) or source.is_relative_to(place):
+    if folder.is_relative_to(source) or source.is_relative_to(folder):
         raise ValueError(f"out: {folder} and the dataset {source} lie in each other; expected a folder elsewhere")
 
 
@@ -143,7 +147,9 @@ def _make(
     on_bad: Callable[[BadImageError], None],
 ) -> None:
     record = _read_record(partial / RECORD_NAME)
-    if record is None or record["request"] != identity:
+    # What is there of a dataset on the hub, read when no commit was known, may be of another one than comes now.
+    unknown = record is not None and record.get("commit") is None and "files" not in identity
+    if record is None or record["request"] != identity or unknown:
         shutil.rmtree(partial, ignore_errors=True)
         record = {"request": identity, "commit": newest_commit(request)}
     columns, rows = read_rows(request, record["commit"])

@@ -11,7 +11,7 @@ import torch
 
 from lordfast.attacks.engine import PgdSettings
 from lordfast.attacks.options import AttackConfig, BudgetOptions
-from lordfast.attacks.pgd import pgd_loss
+from lordfast.attacks.pgd import check_target, pgd_loss
 from lordfast.attacks.protocol import Attack, AttackLoss
 from lordfast.attacks.registry import find_attack
 from lordfast.diffusion import LatentDiffusion
@@ -42,16 +42,33 @@ def adversaries_of(config: Stage1Config, model: LatentDiffusion) -> list[Adversa
     Raises:
         ValueError: as `parse_adversary`; a loss that the model can't give, or timesteps that it does not have.
     """
-    found = [
-        Adversary(word, attack.loss(own, model), own.settings(config.seed))
-        for word in config.adversaries
-        for attack, own in [parse_adversary(word, config)]
-    ]
-    if not found and not config.perturbed:
-        found = [Adversary("pgd", pgd_loss(config), config.settings(config.seed))]
-    for adversary in found:
+    if config.adversaries or config.perturbed:
+        return [_named(word, config, model) for word in config.adversaries]
+    own = Adversary("pgd", pgd_loss(config), config.settings(config.seed))
+    own.settings.timesteps(model)
+    return [own]
+
+
+def _named(word: str, config: Stage1Config, model: LatentDiffusion) -> Adversary:
+    attack, own = parse_adversary(word, config)
+    try:
+        adversary = Adversary(word, attack.loss(own, model), own.settings(config.seed))
         adversary.settings.timesteps(model)
-    return found
+    except ValueError as error:
+        raise ValueError(f"adversaries: {word!r}: {error}") from error
+    return adversary
+
+
+def check_adversaries(config: Stage1Config) -> None:
+    """Raise a ValueError for words that `parse_adversary` refuses, or a picture that none of them pulls towards."""
+    found = [parse_adversary(word, config)[1] for word in config.adversaries]
+    if not found and not config.perturbed:
+        check_target(config.targeted, config.target)
+    elif config.target is not None and all(getattr(own, "target", None) != config.target for own in found):
+        raise ValueError(
+            f"target: {config.target} was given, and none of the adversaries pulls towards it; expected targeted too, "
+            "or one that does, such as pgd,targeted=true"
+        )
 
 
 def parse_adversary(word: str, config: Stage1Config) -> tuple[Attack, AttackConfig]:

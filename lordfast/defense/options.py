@@ -53,7 +53,7 @@ class AdversaryOptions(TargetOptions, PgdOptions):
     Attacks that train a surrogate (fsmg, aspl, ace, ace-plus) can't be among them: see --perturbed."""
     perturbed: tuple[Path, ...] = ()
     """Folders of perturbed twins that are there already, found by the names that lordfast attack gives them. Each
-    counts as one more adversary."""
+    counts as one more adversary. Alone they replace stage1's own PGD: name pgd in --adversaries to keep it."""
     refresh_every: int = 0
     """Epochs after which the clean images are perturbed again, on the model with the LoRD as it is by then, and the
     adversaries dealt out anew; 0 perturbs once, before the training."""

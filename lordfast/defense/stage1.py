@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from lordfast.adapter import LordConfig, save_lord, sees_image
-from lordfast.defense.adversaries import adversaries_of, parse_adversary
+from lordfast.defense.adversaries import adversaries_of, check_adversaries
 from lordfast.defense.objective import DefenseObjective, PairedBatches
 from lordfast.defense.options import AdversaryOptions, DetectionOptions, GateOptions
-from lordfast.defense.twins import Example, Refreshing, Twins, find_twins
+from lordfast.defense.twins import Example, Refreshing, Twins, check_refresh, find_twins
 from lordfast.diffusion import LatentDiffusion, TensorCache, resolve_device
 from lordfast.training.examples import ImageOptions, LatentStore, TextStore, list_folder, read_images
 from lordfast.training.fsdp import FsdpOptions, shard_base, wants_fsdp
@@ -96,8 +96,7 @@ def check(config: Stage1Config) -> None:
     """Raise ValueError for a config that can't be run."""
     check_training(config)
     config.settings(config.seed)
-    for word in config.adversaries:
-        parse_adversary(word, config)
+    check_adversaries(config)
     lord_config(config)
     if config.attack_batch_size < 1:
         raise ValueError(f"attack_batch_size: expected at least 1, got {config.attack_batch_size}")
@@ -172,6 +171,7 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
     side = model.check_resolution(config.resolution)
     adversaries = adversaries_of(config, model)
     found = read_images(records, config, side, seed=config.seed)
+    check_refresh(config, len(found))
     for folder in config.perturbed:
         check_apart(config, {"perturbed": folder})
     ready = find_twins(config.perturbed, records, found, config, side)

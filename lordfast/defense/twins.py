@@ -15,6 +15,7 @@ from lordfast.defense.adversaries import Adversary, assignment, at_refresh
 from lordfast.defense.objective import PairedBatches
 from lordfast.diffusion import LatentDiffusion, TensorCache
 from lordfast.training.examples import LatentStore, read_images
+from lordfast.training.loop import total_steps
 from lordfast.training.seeds import derive_seed
 from lordfast.training.step import effective_batch
 from lordfast.training.team import Team
@@ -159,7 +160,7 @@ class Refreshing:
 
     def refresh(self, step: int) -> int:
         """How many refreshes there have been before a step, by the epoch of its first example."""
-        return step * effective_batch(self._config, 1) // len(self._batches) // self._config.refresh_every
+        return _epoch(self._config, len(self._batches), step) // self._config.refresh_every
 
     def due(self, step: int) -> bool:
         """Whether there is one right before this step."""
@@ -182,6 +183,23 @@ class Refreshing:
         twins = self._twins.make(refresh)
         self._batches.perturbed = LatentStore.of(self._model, twins, TensorCache(self._config.cache_dir))
         self._settle()
+
+
+def check_refresh(config: Stage1Config, examples: int) -> None:
+    """Raise a ValueError for refreshes none of which comes before the last step."""
+    steps = total_steps(config, examples, 1)
+    last = _epoch(config, examples, steps - 1)
+    if config.refresh_every > last:
+        most = f"at most {last}, a longer run, or 0" if last else "a longer run, or 0"
+        raise ValueError(
+            f"refresh_every: expected {most}; got {config.refresh_every} epochs, and the last of {steps} steps on "
+            f"{examples} examples begins after {last}"
+        )
+
+
+def _epoch(config: Stage1Config, examples: int, step: int) -> int:
+    """Whole epochs before a step's first example, in the one process that refreshes need."""
+    return step * effective_batch(config, 1) // examples
 
 
 def _name(i: int) -> str:

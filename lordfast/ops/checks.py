@@ -49,6 +49,16 @@ def check_base(x: Tensor, weight: Tensor, bias: Tensor | None, lord_B: Tensor) -
         _same("bias", bias, x)
 
 
+def check_tokens(x: Tensor, granularity: str) -> None:
+    """Raise a ValueError for an x (..., K) in which a gate of that granularity finds no tokens, or no samples."""
+    least = 2 if granularity == "sample" else 1
+    if x.ndim < least:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; expected at least {least} dimension{'s' * (least > 1)} "
+            f"for granularity {granularity!r}, the last of them K"
+        )
+
+
 def check_lord(
     x: Tensor,
     lord_A: Tensor,
@@ -68,12 +78,7 @@ def check_lord(
         raise TypeError(f"gate is {type(gate).__name__}; expected a lordfast.ops.Gate of w1, b1, w2, b2")
     w1, b1, w2, b2 = gate
     check_tensor("x", x)
-    least = 2 if granularity == "sample" else 1
-    if x.ndim < least:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; expected at least {least} dimension{'s' * (least > 1)} "
-            f"for granularity {granularity!r}, the last of them K"
-        )
+    check_tokens(x, granularity)
     for name, t in (
         ("lord_A", lord_A),
         ("lord_B", lord_B),

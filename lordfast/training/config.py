@@ -52,14 +52,15 @@ class RunConfig:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The config as plain YAML values: paths are strings, tuples are lists."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return str(value)
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return value
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
-    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def to_flags(values: dict[str, Any]) -> list[str]:
@@ -122,6 +123,19 @@ def check_choices(config: RunConfig) -> None:
         for kind in kinds:
             if get_origin(kind) is Literal and value not in get_args(kind):
                 raise ValueError(f"{name}: expected one of {', '.join(get_args(kind))}, got {value!r}")
+
+
+def changes(stored: dict[str, Any], config: RunConfig) -> list[str]:
+    """`differences` between what a run folder's config.yaml holds and `config`.
+
+    A field that the file lacks is younger than the run, which did what the field's default says.
+    """
+    defaults = {
+        field.name: _plain(field.default)
+        for field in dataclasses.fields(config)
+        if field.default is not dataclasses.MISSING and field.name not in stored
+    }
+    return differences({**stored, **defaults}, to_dict(config))
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

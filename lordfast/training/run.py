@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from lordfast.files import is_temporary, sweep, write_atomic
-from lordfast.training.config import RunConfig, differences, read_yaml, to_dict, write_yaml
+from lordfast.training.config import RunConfig, changes, read_yaml, write_yaml
 
 # Config fields whose folders are searched for images.
 _IMAGE_FOLDERS = ("images", "data", "instance_data", "class_data")
@@ -97,7 +97,7 @@ class RunFolder:
         if not config.resume:
             raise ValueError(f"out: {path} holds a run already; --resume goes on with it, --overwrite replaces it")
         stored = path / "config.yaml"
-        changed = differences(read_yaml(stored, command), to_dict(config))
+        changed = changes(read_yaml(stored, command), config)
         if changed:
             raise ValueError(
                 f"resume: the run in {path} has another config ({'; '.join(changed)}); give the same settings "

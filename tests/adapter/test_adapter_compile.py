@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -16,6 +17,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 import lordfast
+from lordfast.diffusion.compiled import compile_blocks
 
 
 class Net(nn.Module):
@@ -78,3 +80,23 @@ def test_compiled_block_is_the_eager_block(net: Net) -> None:
     x, text = torch.ones(2, 5, 8), torch.ones(2, 3, 6)
     with torch.no_grad():
         assert error(compiled(x, text), eager(x, text)) < 2e-6
+
+
+def test_blocks_stay_one_graph_with_a_timestep_and_an_overridden_lambda(tiny: SimpleNamespace) -> None:
+    torch._dynamo.reset()
+    eager = tiny.unet()
+    eager.add_adapter(tiny.config(gate_timestep=True, gate_norm="layer"), adapter_name="lord")
+    for name, parameter in tiny.lord_parameters(eager).items():
+        nn.init.normal_(parameter, std=1.0 if "lord_wt" in name else 0.3)
+    compiled = copy.deepcopy(eager)
+    # Each as one graph, or it raises.
+    assert compile_blocks(compiled.mid_block.attentions, backend="eager") == 1
+    sample, _, text = tiny.inputs()
+    outputs = []
+    for value, times in ((None, [3, 700]), (None, [700, 3]), (0.25, [3, 700]), (0.75, [3, 700]), (None, [3, 700])):
+        inputs = (sample, torch.tensor(times), text)
+        with lordfast.override_lambda(eager, value), lordfast.override_lambda(compiled, value):
+            outputs.append(tiny.run(compiled, inputs))
+            torch.testing.assert_close(outputs[-1], tiny.run(eager, inputs), rtol=1e-5, atol=1e-6)
+    assert torch.equal(outputs[0], outputs[4]) and len({tuple(y.flatten().tolist()) for y in outputs}) == 4
+    torch._dynamo.reset()

@@ -155,6 +155,22 @@ def test_a_new_gate_of_any_kind_changes_nothing_and_learns_from_the_first_step(t
         assert moved == expected, options
 
 
+def test_samples_without_tokens_and_x_without_samples_are_as_in_the_fused_operation(tiny: SimpleNamespace) -> None:
+    for options in ({}, {"gate_input": "down"}, {"gate_norm": "layer"}, {"gate_input": "input", "gate_norm": "rms"}):
+        layer = LordLinear(nn.Linear(K, N), "lord", tiny.config(gate_granularity="sample", **options))
+        for shape in ((2, 0, K), (2, 3, 0, K), (0, 4, K), (2, K)):
+            with lordfast.collect_gates(nn.ModuleDict({"to_q": layer})) as gates:
+                y = layer(torch.randn(shape))
+            assert y.shape == (*shape[:-1], N) and gates["to_q"].shape == shape[:1]
+            assert not gates["to_q"].any() or shape == (2, K)
+        for value in (None, 0.5):
+            with (
+                lordfast.override_lambda(nn.ModuleDict({"to_q": layer}), value),
+                pytest.raises(ValueError, match=r"x has shape \(6,\); expected at least 2 dimensions for gran"),
+            ):
+                layer(torch.randn(K))
+
+
 @pytest.mark.parametrize("options", [OPTIONS[4], OPTIONS[9]], ids=str)
 def test_saving_and_loading_keep_the_gate(options: dict[str, Any], tiny: SimpleNamespace, tmp_path: Path) -> None:
     unet = tiny.unet()

@@ -71,6 +71,25 @@ def test_as_a_call_it_stays_and_as_a_context_it_ends(lord_unet: UNet2DConditionM
     assert torch.equal(tiny.run(lord_unet), by_the_gates)
 
 
+def test_one_object_is_a_context_as_often_as_it_is_entered(lord_unet: UNet2DConditionModel) -> None:
+    def now() -> float | None:
+        (found,) = {layer.lord_lambda for layer in lord_layers(lord_unet).values()}
+        return found
+
+    shut = lordfast.override_lambda(lord_unet, 0)
+    assert now() == 0
+    with shut:
+        assert now() == 0
+    assert now() is None
+    for outside in (None, 0.75):
+        lordfast.override_lambda(lord_unet, outside)
+        with shut:
+            with lordfast.override_lambda(lord_unet, 1), shut:
+                assert now() == 0
+            assert now() == 0
+        assert now() == outside
+
+
 def test_what_is_no_lambda_is_refused_and_nothing_changes(
     lord_unet: UNet2DConditionModel, tiny: SimpleNamespace
 ) -> None:

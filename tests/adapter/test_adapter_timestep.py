@@ -125,6 +125,19 @@ def test_copies_have_a_clock_of_their_own(
     assert torch.equal(found, call(timed, tiny, TIMES)[0])
 
 
+def test_a_call_that_fails_leaves_no_timestep_behind(timed: UNet2DConditionModel, tiny: SimpleNamespace) -> None:
+    def fail(*_: Any) -> None:
+        assert clock_of(timed).embedding is not None
+        raise RuntimeError("inside")
+
+    failing = timed.mid_block.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="inside"):
+        call(timed, tiny, TIMES)
+    assert clock_of(timed).embedding is None
+    failing.remove()
+    call(timed, tiny, TIMES)
+
+
 def test_lord_takes_its_clock_along(timed: UNet2DConditionModel, tiny: SimpleNamespace) -> None:
     bare = tiny.unet().double()
     timed.enable_gradient_checkpointing()
@@ -134,6 +147,7 @@ def test_lord_takes_its_clock_along(timed: UNet2DConditionModel, tiny: SimpleNam
     clock_of(timed)
     lordfast.remove_lord(timed)
     assert not timed._forward_pre_hooks and not timed._forward_hooks and not timed._forward_pre_hooks_with_kwargs
+    assert not timed._forward_hooks_always_called
     functions = {type(m._gradient_checkpointing_func) for m in timed.modules() if hasattr(m, "gradient_checkpointing")}
     assert functions == {type(call)}
     sample, _, text = tiny.inputs(dtype=torch.float64)

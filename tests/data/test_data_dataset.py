@@ -240,6 +240,52 @@ def test_a_folder_in_its_own_source(source: Source, tmp_path: Path) -> None:
     assert source.opened == [] and list(tmp_path.iterdir()) == []
 
 
+def test_the_working_folder_links_and_mount_points(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    (tmp_path / "ahead").symlink_to(tmp_path / "later")
+    assert materialise(request(n=1), tmp_path / "link") == real
+    assert materialise(request(n=2), tmp_path / "link", overwrite=True) == real
+    assert materialise(request(n=1), tmp_path / "ahead") == tmp_path / "later"
+    assert [len(list_images(tmp_path / name)) for name in ("link", "ahead")] == [2, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ahead", "later", "link", "real"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert materialise(request(n=1), ".") == tmp_path / "here"
+    monkeypatch.chdir(tmp_path)
+    assert len(list_images(tmp_path / "here")) == 1
+    read = source.read
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(module.os.path, "ismount", lambda path: Path(path).name in ("disk", "here"))
+    with pytest.raises(ValueError, match="out: .*disk is a mount point, .*expected a folder inside it"):
+        materialise(request(n=1), tmp_path / "disk")
+    # What is in one already is taken as it is.
+    assert materialise(request(n=1), tmp_path / "here") == tmp_path / "here"
+    assert source.read == read and not list((tmp_path / "disk").iterdir())
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_what_was_read_without_a_known_commit_is_not_gone_on_with(source: Source, tmp_path: Path, local: bool) -> None:
+    source.commit = None  # type: ignore[assignment]
+    (tmp_path / "rows.parquet").write_bytes(b"1")
+    wanted = request(n=3, **({"source": str(tmp_path / "rows.parquet")} if local else {}))
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        materialise(wanted, tmp_path / "out", on_image=stop)
+    source.rows[0] = (jpeg(50), "another", "a")
+    source.commit = "second"
+    folder = materialise(wanted, tmp_path / "out")
+    # A local file is known by its size and time.
+    assert load_image(folder / "000000.png").shape[1] == (6 if local else 56)
+    assert source.opened == ([None, None] if local else [None, "second"])
+
+
 def test_only_one_of_two_makes_it(source: Source, tmp_path: Path) -> None:
     second_works = threading.Event()
     second: list[threading.Thread] = []

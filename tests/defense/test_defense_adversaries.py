@@ -88,6 +88,41 @@ def test_words_that_mean_nothing_are_named_before_anything_is_loaded(stage1: Any
         check(stage1(adversaries=("pgd", word)))
 
 
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"adversaries": ("pgd",)}, "none of the adversaries pulls towards it"),
+        ({"adversaries": ("pgd,targeted=false", "fgsm"), "targeted": True}, None),
+        ({"adversaries": ("pgd,targeted=false",), "targeted": True}, "none of the adversaries pulls towards it"),
+        ({"perturbed": (Path("twins"),), "targeted": True}, "none of the adversaries pulls towards it"),
+        ({"adversaries": ("pgd,targeted=true,target=other.png",)}, "none of the adversaries pulls towards it"),
+        ({}, "was given without targeted"),
+        ({"targeted": True}, None),
+        ({"adversaries": ("pgd", "pgd,targeted=true")}, None),
+        ({"adversaries": ("pgd", "mist")}, None),
+        ({"adversaries": ("pgd",), "targeted": True}, None),
+    ],
+    ids=str,
+)
+def test_a_picture_is_not_dropped_in_silence(stage1: Any, settings: dict[str, Any], refused: str | None) -> None:
+    config = stage1(target=Path("picture.png"), **settings)
+    if refused is None:
+        check(config)
+        return
+    with pytest.raises(ValueError, match=f"target: picture.png was given.*{refused.removeprefix('was given ')}"):
+        check(config)
+
+
+def test_what_a_loss_says_names_its_adversary(stage1: Any) -> None:
+    for word, message in (
+        ("mist,semantic-weight=-1", "semantic_weight: expected 0 or more, got -1"),
+        ("pgd,targeted=true,target=nowhere.png", "nowhere.png"),
+        ("pgd,most-timestep=1000", "most_timestep: expected at most 999"),
+    ):
+        with pytest.raises(ValueError, match=f"adversaries: '{word}': .*{message}"):
+            adversaries_of(stage1(adversaries=("fgsm", word)), MODEL)
+
+
 def test_settings_that_need_each_other(stage1: Any) -> None:
     with pytest.raises(ValueError, match="refresh_every: the twins in --perturbed stay as they are"):
         check(stage1(refresh_every=1, perturbed=(Path("twins"),)))

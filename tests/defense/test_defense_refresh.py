@@ -18,7 +18,7 @@ from lordfast.data import list_images, load_image, save_png
 from lordfast.defense import adversaries as adversaries_module
 from lordfast.defense.adversaries import assignment
 from lordfast.defense.stage1 import Stage1Config, run_stage1
-from lordfast.defense.twins import Refreshing
+from lordfast.defense.twins import Refreshing, check_refresh
 from lordfast.training.interrupt import Interrupted
 
 # Four images one by one: an epoch is four steps, and the second is reached.
@@ -111,6 +111,20 @@ def test_a_refresh_attacks_the_model_with_the_lord_of_that_moment(stage1: Any, m
     assert not torch.equal(noise, other_noise)
     final = load_file(config.out / "lord.safetensors")
     assert any(not torch.equal(value, final[name.removesuffix(".lord")]) for name, value in later.items())
+
+
+def test_refreshes_that_never_come_are_refused_before_anything_is_written(stage1: Any) -> None:
+    config = stage1("run", refresh_every=2)
+    with pytest.raises(ValueError, match="refresh_every: expected at most 1, .*got 2 epochs, .* 6 steps on 4 examples"):
+        run_stage1(config)
+    assert not config.out.exists()
+    # Ten examples by fours: the last of ten steps begins with example 36, the last of three epochs' 8 with 28.
+    for settings, most in (({"steps": 10}, 3), ({"epochs": 3}, 2), ({"epochs": 1}, 0), ({"steps": 1}, 0)):
+        settings |= {"batch_size": 2, "accumulate": 2}
+        for every in range(most + 1):
+            check_refresh(stage1("run", **{**settings, "refresh_every": every}), 10)
+        with pytest.raises(ValueError, match=f"at most {most}" if most else "expected a longer run, or 0; got 1"):
+            check_refresh(stage1("run", **{**settings, "refresh_every": most + 1}), 10)
 
 
 class _Twins:

@@ -14,7 +14,16 @@ from lordfast.defense.stage1 import PRESETS as STAGE1_PRESETS
 from lordfast.defense.stage1 import Stage1Config, lord_config
 from lordfast.demo.story import DemoConfig
 from lordfast.evaluation.config import EvaluateConfig
-from lordfast.training.config import RunConfig, check_choices, differences, read_yaml, to_dict, to_flags, write_yaml
+from lordfast.training.config import (
+    RunConfig,
+    changes,
+    check_choices,
+    differences,
+    read_yaml,
+    to_dict,
+    to_flags,
+    write_yaml,
+)
 from lordfast.training.generate import GenerateConfig
 from lordfast.training.stage2 import PRESETS as STAGE2_PRESETS
 from lordfast.training.stage2 import Stage2Config
@@ -146,6 +155,19 @@ def test_differences_names_fields_and_values_but_not_where_it_writes() -> None:
     before = to_dict(_Everything(out=Path("a"), rate=1e-4))
     now = to_dict(_Everything(out=Path("b"), rate=2e-4, resume=True))
     assert differences(before, now) == ["rate: 0.0001 -> 0.0002"]
+
+
+def test_what_an_older_run_s_file_lacks_had_its_default() -> None:
+    config = Stage1Config(out=Path("run"), model="demo", data=Path("faces"), rank=8)
+    younger = ("gate_norm", "gate_temperature", "adversaries", "target_modules", "perturbed")
+    stored = {name: value for name, value in to_dict(config).items() if name not in younger}
+    assert changes(stored, config) == []
+    config.gate_norm, config.adversaries = "layer", ("pgd", "mist")
+    assert changes(stored, config) == ["adversaries: [] -> ['pgd', 'mist']", "gate_norm: 'none' -> 'layer'"]
+    # A field without a default, and one that is gone, have nothing to be taken for.
+    del stored["data"]
+    found = changes({**stored, "gone": 3}, config)
+    assert "gone: 3 -> None" in found and "data: None -> 'faces'" in found and len(found) == 4
 
 
 def test_choices_are_checked_in_python_too() -> None:

@@ -62,11 +62,11 @@ def test_an_attack_needs_what_was_estimated(demo, demo_model, checkpointing, low
     assert phase(demo, "attack", "perturb", **switches).moving == pytest.approx(live.peak, rel=0.07)
 
 
-def training(model: Any, task: str, dtype: str) -> tuple[Objective, dict[str, Any]]:
+def training(model: Any, task: str, dtype: str, **gate: Any) -> tuple[Objective, dict[str, Any]]:
     """The objective of a stage and a batch for it."""
     shape, text = (BATCH, *model.latent_shape(64, 64)), model.embed(["a face"] * BATCH)
     rest = {"noise": torch.randn(shape), "timesteps": torch.tensor([3, 700]), "text": text}
-    inject(model, Stage1Config(model="demo", data=Path("."), out=Path("out"), dtype=dtype))  # type: ignore[arg-type]
+    inject(model, Stage1Config(model="demo", data=Path("."), out=Path("out"), dtype=dtype, **gate))  # type: ignore[arg-type]
     if task == "stage1":
         batch: dict[str, Any] = {"clean": torch.randn(shape), "perturbed": torch.randn(shape), **rest}
         return DefenseObjective(model, lambda_adv=2.0, lambda_det=0.1), batch
@@ -76,13 +76,21 @@ def training(model: Any, task: str, dtype: str) -> tuple[Objective, dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("task", "checkpointing", "dtype"), [("stage1", False, "fp32"), ("stage2", True, "bf16")], ids=["stage1", "stage2"]
+    ("task", "checkpointing", "dtype", "gate"),
+    [
+        ("stage1", False, "fp32", {}),
+        ("stage1", False, "fp32", {"gate_hidden": 8, "gate_norm": "layer", "gate_input": "input"}),
+        ("stage2", True, "bf16", {"gate_norm": "rms", "gate_granularity": "sample", "gate_timestep": True}),
+    ],
+    ids=["stage1", "stage1 with another gate", "stage2"],
 )
-def test_a_training_step_needs_what_was_estimated(demo, task, checkpointing, dtype):
+def test_a_training_step_needs_what_was_estimated(demo, task, checkpointing, dtype, gate):
     from lordfast.diffusion import load_model
 
     model = load_model("demo", device="cpu", dtype=dtype)
-    objective, batch = training(model, task, dtype)
+    objective, batch = training(model, task, dtype, **gate)
+    config: Any = _Recorder()
+    demo = dataclasses.replace(demo, adapters=auto.adapters_of(model, config))
     if checkpointing:
         model.unet.enable_gradient_checkpointing()
     with LiveBytes() as live:
@@ -201,7 +209,7 @@ class _Recorder:
     """As much of a stage's config as counts."""
 
     def __init__(self, **changed: Any) -> None:
-        self.batch_size, self.rank, self.gate_hidden, self.target_modules = 2, 4, 16, TARGETS
+        self.batch_size, self.rank, self.target_modules = 2, 4, TARGETS
         self.dtype, self.quantize, self.offload = "fp32", "none", "none"
         self.gradient_checkpointing, self.auto_checkpointing = False, True
         vars(self).update(changed)

@@ -16,7 +16,7 @@ from lordfast.evaluation.experiments.claims import holders
 from lordfast.evaluation.experiments.grid import Cell, Grid, Status
 from lordfast.evaluation.features import extract, load_features
 from lordfast.evaluation.measure import Unavailable
-from lordfast.training.config import RunConfig, differences, read_yaml, to_dict, write_yaml
+from lordfast.training.config import RunConfig, changes, read_yaml, write_yaml
 from lordfast.training.interrupt import Interrupted
 from lordfast.training.run import RunFolder
 
@@ -71,7 +71,7 @@ def _grow(config: GridConfig, command: str, grid: Grid) -> None:
     path = config.out / "config.yaml"
     if config.overwrite or not path.exists():
         return
-    changed = "; ".join(differences(read_yaml(path, command), to_dict(config)))
+    changed = "; ".join(changes(read_yaml(path, command), config))
     if not changed:
         return
     grid.check()

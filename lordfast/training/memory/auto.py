@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
 
+from lordfast.adapter import LordConfig
+from lordfast.adapter.control import lord_layers
 from lordfast.diffusion import LatentDiffusion
 from lordfast.diffusion.topologies import Config, Topology
 from lordfast.training.loop import TrainingConfig
@@ -25,7 +28,7 @@ def recompute_if_needed(
 
     Args:
         model: loaded, with its adapters, everything where it stays during training.
-        config: of `task`; its batch size, ranks, targets and switches count.
+        config: of `task`; its batch size, rank, targets and switches count.
         side: of the images, in pixels.
 
     Returns:
@@ -34,7 +37,7 @@ def recompute_if_needed(
     free = free_memory(model.device)
     if free is None or config.gradient_checkpointing or not config.auto_checkpointing:
         return False
-    estimator = Estimator(topology_of(model), side, _adapters(config), cuda=model.device.type == "cuda")
+    estimator = Estimator(topology_of(model), side, adapters_of(model, config), cuda=model.device.type == "cuda")
     batch = config.batch_size * (2 if getattr(config, "prior_preservation", False) else 1)
     needed = estimator.step(task, batch, _switches(config))
     if needed <= free * (1 - RESERVED):
@@ -69,8 +72,15 @@ def _config(part: Any) -> Config:
     return {name: value for name, value in dict(part.config).items() if not name.startswith("_")}
 
 
-def _adapters(config: Any) -> Adapters:
-    return Adapters(config.rank, getattr(config, "gate_hidden", 16), tuple(config.target_modules))
+def adapters_of(model: LatentDiffusion, config: Any) -> Adapters:
+    """With the gate of the LoRD in the model: Stage 2's config does not say which the one that it loaded has."""
+    lords = [lord for layer in lord_layers(model.unet).values() for lord in layer.lord_config.values()]
+    gate = [
+        (field.name, getattr(lords[0], field.name))
+        for field in fields(LordConfig)
+        if lords and field.name.startswith("gate_") and getattr(lords[0], field.name) != field.default
+    ]
+    return Adapters(config.rank, tuple(config.target_modules), tuple(sorted(gate)))
 
 
 def _switches(config: Any) -> Switches:

@@ -27,11 +27,15 @@ Task = Literal["attack", "stage1", "stage2"]
 
 @dataclass(frozen=True)
 class Adapters:
-    """The adapters of a run; `lora` is Stage 2's or a surrogate's rank, on top of the LoRD where there is one."""
+    """The adapters of a run: a LoRD with that gate, and in Stage 2 a LoRA of that rank on top.
+
+    Attributes:
+        gate: what of LordConfig's gate options is not its default, as (name, value), sorted.
+    """
 
     rank: int = 4
-    gate_hidden: int = 16
     targets: tuple[str, ...] = TARGETS
+    gate: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ def _adapted(topology: Topology, task: Task, adapters: Adapters, quantize: str) 
         stand_in(denoiser, quantize)
     frozen = trained = 0
     if task != "attack":
-        config = LordConfig(r=adapters.rank, target_modules=list(adapters.targets), gate_hidden=adapters.gate_hidden)
+        config = LordConfig(r=adapters.rank, target_modules=list(adapters.targets), **dict(adapters.gate))
         denoiser.add_adapter(config, adapter_name="lord")
         trained = _trainable(denoiser)
     if task == "stage2":
