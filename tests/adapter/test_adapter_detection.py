@@ -50,7 +50,7 @@ def pooled(weights: tuple[float, float] = (1, 1)) -> float:
         ({"det_layers": "pooled"}, pooled),
         ({"det_layers": "pooled", "det_tokens": "sample"}, pooled),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_every_reduction_by_hand(options: dict[str, Any], expected: Any) -> None:
     assert float(lordfast.detection_loss(GATES, LABELS, **options)) == pytest.approx(expected(), rel=1e-6)
