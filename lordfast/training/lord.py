@@ -17,8 +17,8 @@ class LordOptions:
     lord: Path | None = None
     """The run folder of lordfast stage1, or any folder with a saved LoRD, which stays frozen and active."""
     lord_lambda: str = GATE
-    """lambda of the LoRD: gate, or a number in place of what the gates say. 0 is its clean branch alone, 1 both branches
-    whole."""
+    """lambda of the LoRD: gate, or a number in place of what the gates say. 0 is its clean branch alone, 1 both
+    branches whole."""
 
 
 def parse_lambda(options: LordOptions) -> float | None:
