@@ -163,7 +163,7 @@ def test_the_manuals_example_is_a_study() -> None:
     assert soft.variant.generate["lord_lambda"] == "0.5" and found.attacks["strong"] == ("ace", {"rounds": 2})
 
 
-@pytest.mark.parametrize("name", ["search", "judgement"])
+@pytest.mark.parametrize("name", ["search", "judgement", "fig7"])
 def test_the_studies_of_the_science_page_are_studies(name: str) -> None:
     file = Path(__file__).parents[3] / "examples" / "studies" / f"{name}.yaml"
     found = design(settings(**yaml.safe_load(file.read_text(encoding="utf-8"))))
