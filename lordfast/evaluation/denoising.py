@@ -7,7 +7,6 @@ L_LDM (Eq. 6) of the same pictures with the same noise at the same timesteps dif
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -15,14 +14,13 @@ from torch import Tensor
 
 from lordfast.diffusion import LatentDiffusion
 from lordfast.evaluation.detection import check_timesteps
-from lordfast.evaluation.noise import keyed_noise
-from lordfast.pixels import Uint8Image, to_tensor
+from lordfast.evaluation.noise import Example, noised_batches
 
 
 @torch.no_grad()
 def denoising_losses(
     model: LatentDiffusion,
-    examples: Iterable[tuple[str, Uint8Image, str]],
+    examples: Iterable[Example],
     timesteps: Sequence[int],
     *,
     seed: int = 0,
@@ -42,20 +40,11 @@ def denoising_losses(
         ValueError: no examples, or a timestep out of range.
     """
     check_timesteps(timesteps, model.timesteps)
-    waiting = iter(examples)
     rows: list[Tensor] = []
-    while chunk := list(islice(waiting, batch_size)):
-        keys = [key for key, _, _ in chunk]
-        latents = model.encode(to_tensor([image for _, image, _ in chunk]).to(model.device))
-        text = model.embed([caption for _, _, caption in chunk])
-        losses = []
-        for timestep in timesteps:
-            noise = keyed_noise(latents, seed, "denoising", keys, timestep)
-            times = torch.full((len(chunk),), timestep, device=model.device)
-            losses.append(model.loss(latents, noise, times, text).double().cpu())
+    batches = noised_batches(model, examples, timesteps, seed=seed, purpose="denoising", batch_size=batch_size)
+    for latents, text, noised in batches:
+        losses = [model.loss(latents, noise, times, text).double().cpu() for noise, times in noised]
         rows.append(torch.stack(losses, dim=1))
         if on_batch is not None:
-            on_batch(len(chunk))
-    if not rows:
-        raise ValueError("examples: expected at least one image, got none")
+            on_batch(len(latents))
     return torch.cat(rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -12,11 +11,9 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from lordfast.adapter import collect_gates, sees_image
-from lordfast.data.images import Uint8Image
 from lordfast.diffusion import LatentDiffusion
 from lordfast.evaluation.intervals import auroc_interval
-from lordfast.evaluation.noise import keyed_noise
-from lordfast.pixels import to_tensor
+from lordfast.evaluation.noise import Example, noised_batches
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class GateReadings:
 @torch.no_grad()
 def read_gates(
     model: LatentDiffusion,
-    examples: Iterable[tuple[str, Uint8Image, str]],
+    examples: Iterable[Example],
     timesteps: Sequence[int],
     *,
     seed: int = 0,
@@ -60,15 +57,11 @@ def read_gates(
         ValueError: no examples, a timestep out of range, no LoRD, or one in layers that see only the text.
     """
     check_timesteps(timesteps, model.timesteps)
-    waiting = iter(examples)
     readings: list[dict[str, Tensor]] = []
-    while chunk := list(islice(waiting, batch_size)):
-        latents = model.encode(to_tensor([image for _, image, _ in chunk]).to(model.device))
-        text = model.embed([caption for _, _, caption in chunk])
+    batches = noised_batches(model, examples, timesteps, seed=seed, purpose="gates", batch_size=batch_size)
+    for latents, text, noised in batches:
         batch: dict[str, list[Tensor]] = {}
-        for timestep in timesteps:
-            noise = keyed_noise(latents, seed, "gates", [key for key, _, _ in chunk], timestep)
-            times = torch.full((len(chunk),), timestep, device=model.device)
+        for noise, times in noised:
             with collect_gates(model.unet) as gates:
                 model.predict(model.add_noise(latents, noise, times), times, text)
             for name, logit in gates.items():
@@ -77,9 +70,7 @@ def read_gates(
         # (B, T, 2): logit and lambda.
         readings.append({name: torch.stack(values, dim=1) for name, values in batch.items()})
         if on_batch is not None:
-            on_batch(len(chunk))
-    if not readings:
-        raise ValueError("examples: expected at least one image, got none")
+            on_batch(len(latents))
     layers = list(readings[0])
     if not layers:
         raise ValueError("the LoRD adapts only layers that read the text: its gates say nothing about the image")

@@ -87,6 +87,14 @@ def _ms_ssim(ours: Tensor, theirs: Tensor, scales: int) -> float:
     )
 
 
+def check_pair(image: Uint8Image, reference: Uint8Image) -> None:
+    """Raise a TypeError or ValueError unless both are uint8 images (H, W, 3) of one size."""
+    check_image(image, "image")
+    check_image(reference, "reference")
+    if image.shape != reference.shape:
+        raise ValueError(f"reference: expected shape {image.shape} as the image has, got {reference.shape}")
+
+
 def compare_pair(image: Uint8Image, reference: Uint8Image) -> dict[str, Any]:
     """How far `image` is from `reference`, both uint8 (H, W, 3) of one size.
 
@@ -101,10 +109,7 @@ def compare_pair(image: Uint8Image, reference: Uint8Image) -> dict[str, Any]:
     Raises:
         TypeError, ValueError: no uint8 images, or images of two sizes.
     """
-    check_image(image, "image")
-    check_image(reference, "reference")
-    if image.shape != reference.shape:
-        raise ValueError(f"reference: expected shape {image.shape} as the image has, got {reference.shape}")
+    check_pair(image, reference)
     change = np.abs(image.astype(np.int16) - reference.astype(np.int16))
     ours, theirs = _unit(image), _unit(reference)
     psnr = float(peak_signal_noise_ratio(ours, theirs, data_range=1.0)) if change.any() else None

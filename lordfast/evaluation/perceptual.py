@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 
 from lordfast.evaluation.measure import Unavailable
-from lordfast.pixels import Uint8Image, check_image, to_tensor
+from lordfast.evaluation.pairs import check_pair
+from lordfast.pixels import Uint8Image, to_tensor
 
 Net = Literal["alex", "vgg", "squeeze"]
 SMALLEST = 32
@@ -42,10 +43,7 @@ class Lpips:
         Raises:
             TypeError, ValueError: no uint8 images, or images of two sizes.
         """
-        check_image(image, "image")
-        check_image(reference, "reference")
-        if image.shape != reference.shape:
-            raise ValueError(f"reference: expected shape {image.shape} as the image has, got {reference.shape}")
+        check_pair(image, reference)
         if min(image.shape[:2]) < SMALLEST:
             return None
         self._metric.reset()
