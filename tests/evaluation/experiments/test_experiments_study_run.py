@@ -82,7 +82,8 @@ class World:
             return {"identity": {"ism": {"unavailable": "no eyes"}, "fdfr": {"value": 0.5}}}
         grey = load_image(config.generated / "0.png").mean()
         found = {"frechet_distance": float(grey), "kernel_distance": 1.0}
-        return {"distribution": found, "frequency": {"generated": {"amplitude": 2.0}}}
+        sets = dict.fromkeys(config.features, found)
+        return {"distribution": {**found, "sets": sets}, "frequency": {"generated": {"amplitude": 2.0}}}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lordfast.evaluation.experiments.changes import drawn_change
-from lordfast.evaluation.experiments.grid import CellRun, Result, slug
+from lordfast.evaluation.experiments.grid import CellRun, Result
 from lordfast.evaluation.experiments.steps import Steps
 from lordfast.evaluation.experiments.study.design import Design
 
@@ -35,13 +35,14 @@ class Pictures:
 
 def measure_pictures(run: CellRun, steps: Steps, design: Design, pictures: Pictures) -> Result:
     """Distances on each kind of features, the change, high frequencies, and two denoising losses."""
-    found: Result = {"change": drawn_change(pictures.drawn, pictures.clean), "features": {}}
-    for index, spec in enumerate(design.features):
-        options = {**design.evaluate, **pictures.sets, "paired": "off", "frequency": index == 0, "features": (spec,)}
-        summary = steps.evaluate(run, slug(spec), options)
-        found["features"][spec] = summary["distribution"]
-        if index == 0:
-            found["summary"] = summary
+    summary = steps.evaluate(
+        run, "drawn_set", {**design.evaluate, **pictures.sets, "paired": "off", "features": design.features}
+    )
+    found: Result = {
+        "change": drawn_change(pictures.drawn, pictures.clean),
+        "features": summary["distribution"]["sets"],
+        "summary": summary,
+    }
     # The model as it draws, on pictures it has not seen; and the model alone, on what was drawn.
     alone = {**design.evaluate, "denoising": True, "prompt": pictures.model["prompt"]}
     for kind, options in {
