@@ -22,7 +22,7 @@ from lordfast.data.images import png_bytes
 from lordfast.diffusion import LatentDiffusion
 from lordfast.diffusion.cache import NoCache, cached_text
 from lordfast.files import replacing
-from lordfast.training.examples import report_bad
+from lordfast.training.examples import report_bad, report_cut
 from lordfast.training.interrupt import Interrupted
 from lordfast.training.progress import progress
 from lordfast.training.team import Others, Team
@@ -106,12 +106,13 @@ class _One:
 
     def attack(self, number: int, check: Callable[[], None], log: Log) -> None:
         """Write the attacked archive; `check` is called before each batch and may raise."""
+        captions: list[str | None] = []
         sums: dict[str, float] = {"images": 0, "unchanged": 0, "loss_clean": 0.0, "loss_attacked": 0.0}
         rows_path = self.folder / "metrics" / f"{self.path.stem}.jsonl"
         with write_archive(self.folder / self.path.name) as writer, replacing(rows_path) as rows:
             with rows.open("x", encoding="utf-8") as file:
                 for samples in self._windows():
-                    for sample, row in self._attacked(samples, check):
+                    for sample, row in self._attacked(samples, check, captions):
                         writer.add(sample)
                         if row is None:
                             continue
@@ -121,6 +122,7 @@ class _One:
                         for name in ("loss_clean", "loss_attacked"):
                             sums[name] += row[name]
                     self.tell(0, f"{self.path.name}: {sums['images']:.0f} images")
+            report_cut(self.results.model, captions, f"captions in {self.path.name}")
             images = sums["images"]
             if not images and not self.reading.skip_bad:
                 raise ValueError(
@@ -141,12 +143,17 @@ class _One:
             yield window
 
     def _attacked(
-        self, samples: Sequence[tuple[int, Sample]], check: Callable[[], None]
+        self, samples: Sequence[tuple[int, Sample]], check: Callable[[], None], captions: list[str | None]
     ) -> Iterator[tuple[Sample, dict[str, Any] | None]]:
-        """The samples, in order: the attacked ones, each with its row, and those without an image."""
+        """The samples, in order: the attacked ones, each with its row, and those without an image.
+
+        Args:
+            captions: those of the images are appended to it.
+        """
         model = self.results.model
         found = [(sample, self._open(place, sample) if place else None, place) for place, sample in samples]
         opened = [(sample, *one) for sample, one, _ in found if one is not None]
+        captions += [job.record.caption for _, job, _ in opened]
         attacked: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
         frames = {job.step: frame for _, job, frame in opened}
         for batch in batches_of(

@@ -25,7 +25,7 @@ from lordfast.data import ImageRecord, output_names
 from lordfast.data.archives import find_archives, names_archives
 from lordfast.diffusion import LatentDiffusion, TensorCache, resolve_device
 from lordfast.training.config import check_choices
-from lordfast.training.examples import check_readable, list_folder
+from lordfast.training.examples import check_readable, list_folder, report_cut
 from lordfast.training.placement import check_placement, load_placed, recompute
 from lordfast.training.processes import make_accelerator, on_main, open_run
 from lordfast.training.run import RunFolder
@@ -87,6 +87,7 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
     team = Team(accelerator, share.name)
     work = _Work(attack, config, model, attack.loss(config, model), settings, side, team, share)
     jobs = [] if archives else _jobs(work, records)
+    report_cut(model, [job.record.caption for job in jobs])
     surrogate = None
     if attack.schedule is not None:
         captions = [caption for job in jobs for caption in job.captions]

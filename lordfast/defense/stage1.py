@@ -15,7 +15,7 @@ from lordfast.defense.objective import DefenseObjective, PairedBatches
 from lordfast.defense.options import AdversaryOptions, DetectionOptions, GateOptions
 from lordfast.defense.twins import Example, Refreshing, Twins, check_refresh, find_twins
 from lordfast.diffusion import LatentDiffusion, TensorCache, resolve_device
-from lordfast.training.examples import ImageOptions, LatentStore, TextStore, list_folder, read_images
+from lordfast.training.examples import ImageOptions, LatentStore, TextStore, list_folder, read_images, report_cut
 from lordfast.training.fsdp import FsdpOptions, shard_base, wants_fsdp
 from lordfast.training.loop import TrainingConfig, check_training, train
 from lordfast.training.lora import check_targets
@@ -171,6 +171,7 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
     side = model.check_resolution(config.resolution)
     adversaries = adversaries_of(config, model)
     found = read_images(records, config, side, seed=config.seed)
+    report_cut(model, [record.caption for record in records])
     check_refresh(config, len(found))
     for folder in config.perturbed:
         check_apart(config, {"perturbed": folder})

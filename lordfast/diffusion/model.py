@@ -207,19 +207,33 @@ class LatentDiffusion:
         with phase("decode"), torch.autocast(self.device.type, enabled=False):
             return self.vae.decode((latents / self._scaling + self._shift).to(self.vae.dtype)).sample.float()
 
+    @property
+    def text_lengths(self) -> dict[str, int]:
+        """How many tokens each of `text_encoders` reads, the marks of beginning and end among them."""
+        return {part: tokenizer.model_max_length for part, tokenizer in self.tokenizers.items()}
+
     def tokenize(self, prompts: Sequence[str]) -> Tokens:
-        """Token ids of each text encoder, (B, L), padded and cut to its tokenizer's length.
+        """Token ids of each text encoder, (B, L), padded and cut to `text_lengths`.
 
         ``ids`` are those of ``text_encoder``, ``ids_2`` those of ``text_encoder_2``, and so on.
         """
-        return {
-            part.replace("text_encoder", "ids"): self._ids(tokenizer, prompts, tokenizer.model_max_length)
-            for part, tokenizer in self.tokenizers.items()
-        }
+        found = {}
+        for part, length in self.text_lengths.items():
+            tokenize = self.tokenizers[part]
+            ids = tokenize(list(prompts), padding="max_length", max_length=length, truncation=True).input_ids
+            found[part.replace("text_encoder", "ids")] = torch.tensor(ids, device=self.device)
+        return found
 
-    def _ids(self, tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
-        ids = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True).input_ids
-        return torch.tensor(ids, device=self.device)
+    def cut_text(self, prompt: str) -> dict[str, str]:
+        """The end of `prompt` that `tokenize` cuts off, by text encoder; those that read all of it are not in it."""
+        found = {}
+        for part, length in self.text_lengths.items():
+            tokenizer = self.tokenizers[part]
+            ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+            if len(ids) > length:
+                # The last place is the end mark's, in what is kept as in the whole.
+                found[part] = tokenizer.decode(ids[length - 1 : -1]).strip()
+        return found
 
     def embed_tokens(self, tokens: Tokens) -> Text:
         """The conditioning for what `tokenize` gives. Differentiable in the text encoders' adapters."""

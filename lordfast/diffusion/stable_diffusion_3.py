@@ -55,14 +55,11 @@ class StableDiffusion3(LatentDiffusion):
     def largest_side(self) -> int | None:
         return self.unet.config.pos_embed_max_size * self.side_multiple
 
-    def tokenize(self, prompts: Any) -> Tokens:
+    @property
+    def text_lengths(self) -> dict[str, int]:
         # Both CLIPs by the first one's length, as in the pipeline.
         length = self.tokenizer.model_max_length
-        lengths = {"text_encoder": length, "text_encoder_2": length, "text_encoder_3": _T5_LENGTH}
-        return {
-            part.replace("text_encoder", "ids"): self._ids(tokenizer, prompts, lengths[part])
-            for part, tokenizer in self.tokenizers.items()
-        }
+        return {part: _T5_LENGTH if part == "text_encoder_3" else length for part in self.text_encoders}
 
     def embed_tokens(self, tokens: Tokens) -> Text:
         """``encoder_hidden_states`` (B, L + 256, D) and ``pooled_projections`` (B, D1 + D2).

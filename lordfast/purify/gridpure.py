@@ -13,6 +13,7 @@ from lordfast.pixels import Uint8Image, to_uint8
 from lordfast.purify.config import BatchPurifier, Tick, check_range, image_generator
 from lordfast.purify.denoise import DenoiseConfig, denoiser, find_start
 from lordfast.purify.tiles import check_tile, map_tiles, pad_images
+from lordfast.training.examples import report_cut
 
 
 @dataclass(kw_only=True)
@@ -106,6 +107,7 @@ def build(config: GridpureConfig) -> BatchPurifier:
     model = config.load()
     check_tile(config.tile, model)
     start = find_start(config.strength, config.start, config.steps, model)
+    report_cut(model, [config.prompt], "prompts")
 
     def apply(images: Sequence[Uint8Image], tick: Tick) -> list[Uint8Image]:
         return gridpure(

@@ -16,7 +16,7 @@ from lordfast.data import BadImageError, ImageRecord, list_images, load_images
 from lordfast.diffusion import LatentDiffusion, TensorCache
 from lordfast.diffusion.cache import cached_moments, cached_text
 from lordfast.training.loop import Batches
-from lordfast.training.progress import console, progress
+from lordfast.training.progress import console, note, progress
 from lordfast.training.team import Team
 
 T = TypeVar("T")
@@ -128,6 +128,20 @@ def check_readable(
         first_error = next(error for _, error in parts if error is not None)
         raise ValueError(f"{argument}: none of the {len(records)} images could be read; the first: {first_error}")
     return [(records[place], found[place]) for place in sorted(found)]
+
+
+def report_cut(model: LatentDiffusion, prompts: Sequence[str | None], what: str = "captions") -> None:
+    """Say how many of `prompts` are longer than what the text encoders of `model` read, and name a part that is cut."""
+    given = [prompt for prompt in prompts if prompt]
+    cuts = [cut for prompt in given if (cut := model.cut_text(prompt))]
+    if not cuts:
+        return
+    limits = ", ".join(f"{part}: {n}" for part, n in model.text_lengths.items() if any(part in cut for cut in cuts))
+    lost = next(iter(cuts[0].values()))
+    note(
+        f"{len(cuts)} of {len(given)} {what} have more tokens than {model.name} reads ({limits}); "
+        f"the rest is not used, such as {lost if len(lost) < 80 else lost[:77] + '...'!r}"
+    )
 
 
 class LatentStore:

@@ -18,6 +18,7 @@ from lordfast.data import image_grid, load_image, save_png
 from lordfast.diffusion import LatentDiffusion, load_model
 from lordfast.diffusion.sampling import generate
 from lordfast.training.config import RunConfig, check_choices
+from lordfast.training.examples import report_cut
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.lora import LORA_NAME, stacking_adapters
 from lordfast.training.lord import GATE, LordOptions, load_frozen_lord, parse_lambda
@@ -151,6 +152,7 @@ def run_generate(config: GenerateConfig) -> dict[str, Any]:
     model.check_sampler(config.sampler)
     load_adapters(model, config.lord, config.lora, config.lord_lambda)
     speed_up(model, config)
+    report_cut(model, [config.prompt, config.negative_prompt], "prompts")
     run = RunFolder.open(config, "generate")
     paths = [run.path / f"{i:04d}.png" for i in range(config.n)]
     draw_missing(

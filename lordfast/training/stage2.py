@@ -21,6 +21,7 @@ from lordfast.training.examples import (
     WithPrior,
     list_folder,
     read_images,
+    report_cut,
 )
 from lordfast.training.fsdp import FsdpOptions, shard_base, wants_fsdp
 from lordfast.training.generate import draw_missing
@@ -143,6 +144,7 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
     speed_up(model, config)
     # Everything that bad input can break comes before the run folder is claimed.
     images = _read(model, config, instance)
+    report_cut(model, [config.instance_prompt, config.class_prompt, config.validation_prompt], "prompts")
     if config.prior_preservation and config.class_data is not None:
         _read(model, config, existing_images(config.class_data))
     model.check_lora_format(config.format, check_targets(model, config.target_modules))

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,42 @@ def test_results_do_not_go_into_the_data(
     assert main(words) == 2
     assert f"out: {faces / 'run'} lies inside the {field} {faces}" in capsys.readouterr().err
     assert sorted(faces.rglob("*")) == before
+
+
+def test_commands_name_the_part_of_a_prompt_that_is_not_read(
+    tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, end = "a photo of a person " * 10, "with a green hat"
+    captioned = tmp_path / "captioned"
+    shutil.copytree(faces, captioned)
+    first, second, *others = sorted(captioned.glob("*.png"))
+    for image in (first, second, *others):
+        image.with_suffix(".txt").write_text("a photo")
+    first.with_suffix(".txt").write_text(long + end)
+    count = 2 + len(others)
+    one_step = ["--attack-steps", "1", "--batch-size", "1"]
+    prompt = ["--prompt", long + end]
+    from_model = ["-n", "1", "--steps", "1"]
+    transfer = ["--originals", str(captioned), "--attacked", f"a={captioned}", "--to", "demo", "--steps", "1"]
+    commands = {
+        "attack pgd": (["--images", str(captioned), *one_step], f"1 of {count} captions"),
+        "stage1": (["--data", str(captioned), "--steps", "1", *one_step], f"1 of {count} captions"),
+        "stage2": (
+            ["--instance-data", str(faces), "--instance-prompt", long + end, "--steps", "1", "--batch-size", "1"],
+            "1 of 1 prompts",
+        ),
+        "generate": ([*prompt, "--negative-prompt", "blurred", *from_model], "1 of 2 prompts"),
+        "purify diffpure": ([*prompt, "--images", str(faces), "--steps", "1"], "1 of 1 prompts"),
+        "evaluate": (
+            ["--generated", str(faces), "--reference", str(faces), "--denoising", *prompt, "--no-frequency"],
+            f"{count} of {count} captions",
+        ),
+        "transfer": (transfer, f"1 of {count} captions"),
+    }
+    for command, (flags, said) in commands.items():
+        model = [] if command == "transfer" else ["--model", "demo"]
+        out = tmp_path / command.replace(" ", "-")
+        assert main([*command.split(), *model, *flags, "--out", str(out), "--device", "cpu"]) == 0, command
+        err = " ".join(capsys.readouterr().err.split())
+        assert f"{said} have more tokens than demo reads" in err, (command, err)
+        assert re.search("the rest is not used, such as '(a |of |photo |person )+", err)

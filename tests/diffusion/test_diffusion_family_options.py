@@ -139,3 +139,12 @@ def test_what_is_computed_otherwise_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"^model: .*{message}"):
         load_model(changed(family, file, **settings), device="cpu")
+
+
+def test_a_t5_reads_what_the_clips_cut(with_t5: Path) -> None:
+    model = load_model(with_t5, device="cpu")
+    clip = model.text_lengths["text_encoder"]
+    between, long = "a" * (clip + 3), "a" * 400
+    assert set(model.cut_text(between)) == {"text_encoder", "text_encoder_2"}
+    # A letter a token; the T5 has an end mark and no beginning, and a space before the first word.
+    assert model.cut_text(long)["text_encoder_3"] == "a" * (400 - 256 + 2)

@@ -115,3 +115,20 @@ def test_text_is_the_pipelines(folders: dict[str, Path]) -> None:
     found = model.embed(PROMPTS)["encoder_hidden_states"]
     torch.testing.assert_close(found, expected)
     assert not found.requires_grad
+
+
+def test_what_is_cut_of_a_text_and_what_is_kept_are_the_whole(folders: dict[str, Path]) -> None:
+    model = load_model(folders["epsilon"], device="cpu")
+    length = model.text_lengths["text_encoder"]
+    text = ("red hat " * length).strip()
+    (cut,) = model.cut_text(text).values()
+    kept = text.removesuffix(cut)
+    assert cut and kept != text
+    assert model.cut_text(kept) == {}
+    for name, rows in model.embed([text]).items():
+        assert torch.equal(rows, model.embed([kept])[name])
+    # Words of one token each, and two places for the marks of beginning and end.
+    model = load_model("demo", device="cpu")
+    words = ["person"] * (model.text_lengths["text_encoder"] - 2)
+    assert model.cut_text(" ".join(words)) == {}
+    assert model.cut_text(" ".join([*words, "a", "photo"])) == {"text_encoder": "a photo"}

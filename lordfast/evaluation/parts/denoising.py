@@ -11,6 +11,7 @@ from lordfast.evaluation.inputs import ImageFolder
 from lordfast.evaluation.measure import mean_entry
 from lordfast.evaluation.pairs import match_keys
 from lordfast.evaluation.parts.base import Part, PartResult
+from lordfast.training.examples import report_cut
 from lordfast.training.generate import load_adapters
 from lordfast.training.progress import progress
 
@@ -30,6 +31,7 @@ def plan_denoising(config: EvaluateConfig, model: LatentDiffusion, reference: Im
         raise ValueError(
             f"prompt: {len(mute)} images in {config.reference} have no caption, such as {mute[0]}; --prompt gives one"
         )
+    report_cut(model, captions)
     load_adapters(model, config.lord, config.lora, config.lord_lambda)
     keys = match_keys(reference.records)
 

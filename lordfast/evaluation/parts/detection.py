@@ -17,6 +17,7 @@ from lordfast.evaluation.detection import GateReadings, check_timesteps, compare
 from lordfast.evaluation.inputs import ImageFolder
 from lordfast.evaluation.pairs import match_keys, match_names
 from lordfast.evaluation.parts.base import Part, PartResult
+from lordfast.training.examples import report_cut
 from lordfast.training.progress import progress
 
 
@@ -40,6 +41,7 @@ def plan_detection(
         for key, record in zip(match_keys(folder.records), folder.records, strict=True)
         if record.caption
     }
+    report_cut(model, list(captions.values()))
 
     def read(records: Sequence[ImageRecord], label: str) -> GateReadings:
         keys = dict(zip((record.name for record in records), match_keys(records), strict=True))

@@ -21,6 +21,7 @@ from lordfast.evaluation.transfer.table import to_csv, to_markdown
 from lordfast.evaluation.transfer.twins import Row
 from lordfast.evaluation.transfer.variation import draw_outputs, outputs_folder, prompt_of
 from lordfast.files import write_atomic
+from lordfast.training.examples import report_cut
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
 from lordfast.training.results import images_changed
@@ -100,6 +101,9 @@ def _fill(run: RunFolder, plan: Plan, config: TransferConfig) -> Cells:
                 raise Interrupted(f"after {done} of {total} steps")
 
         for number, column in enumerate(plan.columns):
+            prompts = [prompt_of(column, plan.twins, i) for i in range(images)]
+            if any(prompts) and not all((row.name, column.key) in cells for row in rows):
+                report_cut(plan.models(column.model), prompts)
             for row in (None, *rows):
                 draw_outputs(
                     partial(plan.models, column.model),
