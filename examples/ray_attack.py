@@ -1,6 +1,6 @@
 """Attack webdataset archives, or a folder, with Ray: a task a share, each of them the command that Slurm would run.
 
-    pip install "ray[data]"
+    pip install -c constraints.txt "ray[data]==2.60.0"
     python examples/ray_attack.py --shares 64 --images "data-{000000..000099}.tar" --out attacked/ --model demo
 
 Paths have to lie where every node sees them. What is not known here goes to `lordfast attack`. A share that fails or
