@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from . import schema
+
+
+def is_differentiated(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether gradients of `tensors` are recorded, or tangents pass.
+
+    The opaque operations know nothing of tangents and would drop them; the Functions raise NotImplementedError.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:

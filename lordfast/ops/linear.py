@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from . import schema
-from .autograd import LordFunction, apply
+from .autograd import LordFunction, apply, is_differentiated
 from .checks import check_base, check_lord
 from .dispatch import forced_backend
 from .gate import Gate
@@ -113,8 +112,7 @@ def _lord(
     tensors = (x, weight, bias, lord_A, lord_B, lord_B_adv, *gate)
     options = (float(scaling), granularity == "sample", activation, forced_backend(backend))
     # Leave the Function out where nobody can ask for gradients: its overhead is more than the operation's own.
-    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if differentiable:
+    if is_differentiated(tensors):
         y, gate_logit, _ = apply(LordFunction, *tensors, *options)
     else:
         y, gate_logit, _ = schema.call(schema.lord_forward, x, *tensors, *options)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from . import schema
-from .autograd import LordQkvFunction, apply
+from .autograd import LordQkvFunction, apply, is_differentiated
 from .checks import check_base, check_lord
 from .dispatch import forced_backend
 from .gate import Gate
@@ -64,7 +63,7 @@ def lord_qkv(
     _check_alike(projections)
     tensors = (x, *(t for p in projections for t in (*p[:5], *p.gate)))
     options = (float(scaling), granularity == "sample", activation, forced_backend(backend))
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if is_differentiated(tensors):
         outputs = apply(LordQkvFunction, *tensors, *options)
         return outputs[:3], outputs[3:6]
     args = (x, *schema.by_role(tensors[1:]), *options)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import schema
-from .autograd import apply
+from .autograd import apply, is_differentiated
 from .checks import check_lord, check_shape, check_tensor
 from .gate import Gate
 from .linear import Activation, Granularity
@@ -70,7 +70,7 @@ def lord_stack(
         *(torch.stack(role) for role in list(zip(*(layer.gate for layer in layers), strict=True))[1:]),
     )
     options = (float(scaling), granularity == "sample", activation)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if is_differentiated(tensors):
         *y, gate_logit, _ = apply(LordStackFunction, weight, bias, *options, *tensors)
         return tuple(y), gate_logit
     args = (x, weight, bias, *_by_role(tensors[1:]), *options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -178,3 +179,13 @@ def test_shared_x(make_widest, backend):
     q["x"].grad = None
     (total(*q.eager()) + total(*k.eager())).backward()
     backend.assert_close(got, q["x"].grad)
+
+
+def test_forward_mode_raises_where_nothing_requires_a_gradient(make_widest, backend):
+    case = make_widest()
+    with forward_ad.dual_level():
+        dual = case.with_x(forward_ad.make_dual(case["x"], torch.ones_like(case["x"])))
+        with pytest.raises(NotImplementedError, match="forward mode AD"):
+            dual.fused()
+    with pytest.raises(NotImplementedError, match="forward mode AD"):
+        torch.func.jvp(lambda x: case.with_x(x).fused()[0], (case["x"],), (torch.ones_like(case["x"]),))
