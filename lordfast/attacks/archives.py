@@ -19,6 +19,7 @@ from lordfast.attacks.protocol import AttackLoss
 from lordfast.data import BadImageError, ImageRecord
 from lordfast.data.archives import Sample, read_samples, write_archive
 from lordfast.data.images import png_bytes
+from lordfast.data.notices import notice
 from lordfast.diffusion import LatentDiffusion
 from lordfast.diffusion.cache import NoCache, cached_text
 from lordfast.files import replacing
@@ -103,6 +104,7 @@ class _One:
     tell: Callable[..., Any]
     skipped: int = 0
     without_image: int = 0
+    mute: int = 0
 
     def attack(self, number: int, check: Callable[[], None], log: Log) -> None:
         """Write the attacked archive; `check` is called before each batch and may raise."""
@@ -122,6 +124,11 @@ class _One:
                             sums[name] += row[name]
                     self.tell(0, f"{self.path.name}: {sums['images']:.0f} images")
             images = sums["images"]
+            if self.mute:
+                notice(
+                    f"{self.path}: {self.mute} of {images:.0f} images are attacked under the empty prompt, having no "
+                    "caption; --prompt gives one"
+                )
             if not images and not self.reading.skip_bad:
                 raise ValueError(
                     f"images: {self.path} holds no image; expected samples of which one member is KEY.png or the like"
@@ -167,6 +174,11 @@ class _One:
                 yield sample.with_png(png_bytes(Image.fromarray(image))), row
             elif not place:
                 self.without_image += not sample.is_loose
+                if sample.images:
+                    several = ", ".join(sample.images)
+                    notice(
+                        f"{self.path}: sample {sample.key} has several images ({several}), none of which is attacked"
+                    )
                 yield sample, None
 
     def _open(self, place: int, sample: Sample) -> tuple[Job, Frame] | None:
@@ -175,6 +187,7 @@ class _One:
             caption = self.reading.prompt if self.reading.prompt is not None else sample.caption
         except ValueError as error:
             raise ValueError(f"images: {self.path}: {error}") from None
+        self.mute += caption is None
         record = ImageRecord(self.path / name, name, caption)
         try:
             content = sample.members[str(sample.image)]

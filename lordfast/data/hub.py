@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lordfast.data.captions import clean_caption
+from lordfast.data.captions import CAPTION_COLUMNS, clean_caption
 from lordfast.data.images import BadImageError, Layers, load_layers
 
-CAPTION_COLUMNS = ("text", "caption", "prompt")
 _HUB_ID = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 
 

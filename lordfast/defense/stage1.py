@@ -141,7 +141,7 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
         Interrupted: on Ctrl-C, with finished perturbations and a checkpoint saved.
     """
     check(config)
-    records = list_folder(config.data, "data", prompt=config.prompt, captions="required")
+    records = list_folder(config.data, "data", prompt=config.prompt, captions="required", skip_bad=config.skip_bad)
     accelerator = make_accelerator(config.dtype, resolve_device(config.device))
     if config.refresh_every and accelerator.num_processes > 1:
         raise ValueError(f"refresh_every: expected one process, got {accelerator.num_processes}; or 0")
