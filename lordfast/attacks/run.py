@@ -187,12 +187,8 @@ def _check(attack: Attack, config: AttackConfig) -> Share:
 
 def _listed(config: AttackConfig) -> list[ImageRecord]:
     records = list_folder(config.images, "images", prompt=config.prompt, skip_bad=config.skip_bad)
-    mute = sum(record.caption is None for record in records)
-    if mute:
-        notice_of_all(
-            f"{mute} of {len(records)} images have no caption and are attacked under the empty prompt; --prompt gives "
-            "one"
-        )
+    if all(record.caption is None for record in records):
+        notice_of_all(f"no image in {config.images} has a caption: attacked under the empty prompt; --prompt gives one")
     return records
 
 

@@ -88,7 +88,7 @@ def list_images(
     if not folder.is_dir():
         raise NotADirectoryError(f"expected a folder of images, got the file {folder}")
 
-    files, passed = _scan(folder)
+    files, passed = scan_folder(folder)
     if passed:
         notice_of_all(f"{folder}: not used, though they may hold images: {shortened(passed)} ({len(passed)} in all)")
     names = [file for file in files if names_image(file)]
@@ -99,8 +99,8 @@ def list_images(
     unread = [name for name in names if not names_readable(name)]
     if unread and not skip_bad:
         raise ValueError(
-            f"the format of {len(unread)} of {len(names)} images in {folder} can't be read: {shortened(unread)}; convert "
-            "them to PNG or JPEG, or move them away (skip_bad goes on without them)"
+            f"the format of {len(unread)} of {len(names)} images in {folder} can't be read: {shortened(unread)}; "
+            "convert them to PNG or JPEG, or move them away (skip_bad goes on without them)"
         )
 
     found: dict[str, str | None] = dict.fromkeys(names, prompt)
@@ -110,11 +110,13 @@ def list_images(
             require_captions(folder, found)
         mute = [name for name, caption in found.items() if caption is None]
         if 0 < len(mute) < len(names):
-            notice_of_all(f"{len(mute)} of {len(names)} images in {folder} have no caption: {shortened(mute)}")
+            notice_of_all(
+                f"{len(mute)} of {len(names)} images in {folder} have no caption, so an empty one: {shortened(mute)}"
+            )
     return [ImageRecord(folder / name, name, found[name]) for name in names]
 
 
-def _scan(folder: Path) -> tuple[list[str], list[str]]:
+def scan_folder(folder: Path) -> tuple[list[str], list[str]]:
     """The visible files, and of all others and of them what may hold images though it isn't named as one.
 
     Both are sorted POSIX paths relative to `folder`; a sub-folder that is passed over ends in a slash.
