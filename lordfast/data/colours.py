@@ -89,12 +89,11 @@ def _through_png_chunks(colours: Uint8Image, gamma: float, xy: tuple[float, ...]
     if is_curve and is_gamut:
         return colours
     try:
-        matrix = np.eye(3) if is_gamut else np.linalg.inv(_to_xyz(_XY)) @ _adaptation(xy) @ _to_xyz(xy)
+        with np.errstate(divide="raise", invalid="raise"):
+            matrix = np.eye(3) if is_gamut else np.linalg.inv(_to_xyz(_XY)) @ _adaptation(xy) @ _to_xyz(xy)
         steps = np.arange(256) / 255
         curve = _decode(steps) if is_curve else steps ** (1 / gamma)
-        if not (np.isfinite(matrix).all() and np.isfinite(curve).all()):
-            raise ValueError(f"gAMA {gamma:g}, cHRM {xy}")
-    except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
+    except (ArithmeticError, np.linalg.LinAlgError) as error:
         notice(f"{path}: its colour chunks can't be used ({error}); the colours are read as sRGB")
         return colours
     linear = curve.astype(np.float32)[colours] @ matrix.T.astype(np.float32)
