@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from lordfast.attacks.frames import Frame, Size, open_frame
 from lordfast.attacks.protocol import AttackLoss
 from lordfast.data import BadImageError, ImageRecord
 from lordfast.data.archives import Sample, read_samples, write_archive
-from lordfast.data.images import png_bytes
+from lordfast.data.captions import shortened
+from lordfast.data.images import names_image, png_bytes
 from lordfast.data.notices import notice
 from lordfast.diffusion import LatentDiffusion
 from lordfast.diffusion.cache import NoCache, cached_text
@@ -105,6 +106,7 @@ class _One:
     skipped: int = 0
     without_image: int = 0
     mute: int = 0
+    left: list[str] = field(default_factory=list)
 
     def attack(self, number: int, check: Callable[[], None], log: Log) -> None:
         """Write the attacked archive; `check` is called before each batch and may raise."""
@@ -124,10 +126,15 @@ class _One:
                             sums[name] += row[name]
                     self.tell(0, f"{self.path.name}: {sums['images']:.0f} images")
             images = sums["images"]
+            if self.left:
+                notice(
+                    f"{self.path}: {len(self.left)} images are not attacked, being none or not the only one of a "
+                    f"sample: {shortened(self.left)}"
+                )
             if self.mute:
                 notice(
-                    f"{self.path}: {self.mute} of {images:.0f} images are attacked under the empty prompt, having no "
-                    "caption; --prompt gives one"
+                    f"{self.path}: {self.mute} of {images:.0f} images have no caption: attacked under the empty "
+                    "prompt; --prompt gives one"
                 )
             if not images and not self.reading.skip_bad:
                 raise ValueError(
@@ -174,11 +181,8 @@ class _One:
                 yield sample.with_png(png_bytes(Image.fromarray(image))), row
             elif not place:
                 self.without_image += not sample.is_loose
-                if sample.images:
-                    several = ", ".join(sample.images)
-                    notice(
-                        f"{self.path}: sample {sample.key} has several images ({several}), none of which is attacked"
-                    )
+                # macOS leaves ._NAME, which is no image, beside the files of foreign disks.
+                self.left += [name for name in sample.names if names_image(name) and "/._" not in f"/{name}"]
                 yield sample, None
 
     def _open(self, place: int, sample: Sample) -> tuple[Job, Frame] | None:

@@ -44,14 +44,15 @@ class Sample:
         return not self.key
 
     @property
-    def images(self) -> list[str]:
-        """The extensions of its images, also of those of formats that are not read."""
-        return [] if self.is_loose else [each for each in self.members if names_image(f"x.{each}")]
+    def names(self) -> list[str]:
+        """Its members' names in the archive."""
+        return [extension if self.is_loose else f"{self.key}.{extension}" for extension in self.members]
 
     @property
     def image(self) -> str | None:
-        """The extension of its image; None if it has none, or several."""
-        return self.images[0] if len(self.images) == 1 else None
+        """The extension of its image, also of one of a format that is not read; None if it has none, or several."""
+        found = [each for each in self.members if "." not in each and names_image(f"x.{each}")]
+        return found[0] if len(found) == 1 and not self.is_loose else None
 
     @property
     def caption(self) -> str | None:
@@ -180,8 +181,8 @@ class ArchiveWriter:
         self._archive = archive
 
     def add(self, sample: Sample) -> None:
-        for extension, content in sample.members.items():
-            info = tarfile.TarInfo(extension if sample.is_loose else f"{sample.key}.{extension}")
+        for name, content in zip(sample.names, sample.members.values(), strict=True):
+            info = tarfile.TarInfo(name)
             info.size, info.mode = len(content), 0o644
             self._archive.addfile(info, io.BytesIO(content))
 

@@ -104,9 +104,9 @@ def load_layers(path: str | Path, content: bytes | None = None) -> Layers:
             opened.load()
             image = ImageOps.exif_transpose(opened) or opened
             colours, alpha = _to_layers(image)
-            unread = _frames(opened) - 1
-            if unread > 0:
-                notice(f"{path}: the first of {unread + 1} frames is read, the other {unread} are not")
+            frames = _frames(opened)
+            if frames > 1:
+                notice(f"{path}: only the first of {frames} frames is read")
             return to_srgb(image, colours, path), alpha
     except BadImageError:
         raise
