@@ -97,6 +97,8 @@ def caption_of(row: Mapping[str, Any], where: str) -> str | None:
             continue
         if not isinstance(value, str):
             raise ValueError(f'{where}: expected "{name}" to be a string, got {type(value).__name__}')
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError(f'{where}: expected "{name}" to be text, got half of a surrogate pair in {value!r}')
         if caption := clean_caption(value):
             return caption
     return None

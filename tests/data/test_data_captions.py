@@ -90,6 +90,7 @@ def test_ignore_and_prompt_do_not_read_caption_files(folder: Path) -> None:
         ('{"text": "x"}', 'line 3: expected an object with a string "file_name"'),
         ('{"file_name": 5, "text": "x"}', 'line 3: expected an object with a string "file_name"'),
         ('{"file_name": "b.png", "text": 5}', 'line 3: expected "text" to be a string, got int'),
+        (r'{"file_name": "b.png", "text": "a \ud83d"}', 'line 3: expected "text" to be text, got half of a surrogate'),
         ('{"file_name": "gone.png", "text": "x"}', 'line 3: names "gone.png", which does not exist'),
         ('{"file_name": "note.md", "text": "x"}', 'line 3: names "note.md", which is no image'),
         ('{"file_name": "a.png", "text": "x"}', 'line 3: names "a.png" again, first on line 1'),

@@ -142,6 +142,21 @@ def test_what_is_passed_over_is_named(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "not used, though they may hold images: scan (1 in all)" in caplog.messages[2]
 
 
+def test_a_sub_folder_that_may_not_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "shut" / "b.png")
+    scandir = os.scandir
+
+    def guarded(path: str) -> object:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(PermissionError, match="shut"):
+        list_images(tmp_path)
+
+
 # --- load_images -----------------------------------------------------------------------------------------------------
 
 
