@@ -47,7 +47,7 @@ class Stage1Config(
     data: Path
     """Folder of clean images with captions."""
     prompt: str | None = None
-    """One caption for all images; else name.txt or metadata.jsonl."""
+    """One caption for all images; else name.txt, metadata.jsonl or the like."""
     rank: int = 4
     """Rank r of the LoRD."""
     lord_alpha: float = 32.0

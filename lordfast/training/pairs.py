@@ -37,7 +37,7 @@ class PairsConfig(RunConfig):
     images: Path
     """Folder of images, JPEG, PNG and others, of any size and mode."""
     prompt: str | None = None
-    """One caption for all images; else name.txt, metadata.jsonl, or none."""
+    """One caption for all images; else name.txt, metadata.jsonl or the like, or none."""
     resolution: int | None = None
     """Side of square pictures; each image's own size when left out."""
     crop: Literal["center", "random"] = "center"
