@@ -31,8 +31,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: str | Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` through `replacing`."""
+def write_atomic(path: str | Path, content: bytes | str) -> None:
+    r"""Write ``content`` to ``path`` through `replacing`.
+
+    Text becomes UTF-8. A file name that is no text, which Python keeps in lone surrogates, is escaped as ``\udcfc``:
+    so do JSON and YAML, which read it back as the same name.
+    """
+    if isinstance(content, str):
+        content = content.encode("utf-8", "backslashreplace")
     with replacing(path) as temporary, open(temporary, "xb") as stream:
         stream.write(content)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from lordfast.attacks.frames import Frame, Size, open_frame
 from lordfast.attacks.protocol import AttackLoss
 from lordfast.data import BadImageError, ImageRecord
 from lordfast.data.archives import Sample, read_samples, write_archive
-from lordfast.data.images import png_bytes
+from lordfast.data.captions import shortened
+from lordfast.data.images import names_image, png_bytes
+from lordfast.data.notices import notice
 from lordfast.diffusion import LatentDiffusion
 from lordfast.diffusion.cache import NoCache, cached_text
 from lordfast.files import replacing
@@ -103,6 +105,8 @@ class _One:
     tell: Callable[..., Any]
     skipped: int = 0
     without_image: int = 0
+    mute: int = 0
+    left: list[str] = field(default_factory=list)
 
     def attack(self, number: int, check: Callable[[], None], log: Log) -> None:
         """Write the attacked archive; `check` is called before each batch and may raise."""
@@ -124,6 +128,16 @@ class _One:
                     self.tell(0, f"{self.path.name}: {sums['images']:.0f} images")
             report_cut(self.results.model, captions, f"captions in {self.path.name}")
             images = sums["images"]
+            if self.left:
+                notice(
+                    f"{self.path}: {len(self.left)} images are not attacked, being none or not the only one of a "
+                    f"sample: {shortened(self.left)}"
+                )
+            if self.mute:
+                notice(
+                    f"{self.path}: {self.mute} of {images:.0f} images have no caption: attacked under the empty "
+                    "prompt; --prompt gives one"
+                )
             if not images and not self.reading.skip_bad:
                 raise ValueError(
                     f"images: {self.path} holds no image; expected samples of which one member is KEY.png or the like"
@@ -174,6 +188,8 @@ class _One:
                 yield sample.with_png(png_bytes(Image.fromarray(image))), row
             elif not place:
                 self.without_image += not sample.is_loose
+                # macOS leaves ._NAME, which is no image, beside the files of foreign disks.
+                self.left += [name for name in sample.names if names_image(name) and "/._" not in f"/{name}"]
                 yield sample, None
 
     def _open(self, place: int, sample: Sample) -> tuple[Job, Frame] | None:
@@ -182,6 +198,7 @@ class _One:
             caption = self.reading.prompt if self.reading.prompt is not None else sample.caption
         except ValueError as error:
             raise ValueError(f"images: {self.path}: {error}") from None
+        self.mute += caption is None
         record = ImageRecord(self.path / name, name, caption)
         try:
             content = sample.members[str(sample.image)]

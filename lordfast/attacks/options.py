@@ -108,7 +108,7 @@ class AttackConfig(BudgetOptions, SpeedOptions, PlacementOptions, RunConfig):
     share: str | None = None
     """K/N: attack the K-th of N shares, one of N independent jobs that write into one --out. Give --resume to each."""
     prompt: str | None = None
-    """One caption for all images; else name.txt, metadata.jsonl, or the empty prompt."""
+    """One caption for all images; else name.txt, metadata.jsonl or the like, or the empty prompt."""
     resolution: int | None = None
     """Side in pixels at which the model sees the images; the model's own when left out."""
     size: Literal["model", "original", "tiles"] = "model"

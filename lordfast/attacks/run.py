@@ -23,6 +23,7 @@ from lordfast.attacks.summary import finish, finished_share
 from lordfast.attacks.surrogate import FineTuned
 from lordfast.data import ImageRecord, output_names
 from lordfast.data.archives import find_archives, names_archives
+from lordfast.data.notices import notice_of_all
 from lordfast.diffusion import LatentDiffusion, TensorCache, resolve_device
 from lordfast.training.config import check_choices
 from lordfast.training.examples import check_readable, list_folder, report_cut
@@ -64,7 +65,7 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
     share = _check(attack, config)
     settings = config.settings(config.seed)
     archives = _archives(config) if names_archives(config.images) else []
-    records = [] if archives else list_folder(config.images, "images", prompt=config.prompt)
+    records = [] if archives else _listed(config)
     # Nothing of it computes here: half precision is the model's own affair.
     accelerator = make_accelerator("fp32", resolve_device(config.device))
     command = f"attack {name}"
@@ -183,6 +184,13 @@ def _check(attack: Attack, config: AttackConfig) -> Share:
     if config.overwrite and share.count > 1:
         raise ValueError("overwrite, share: one share would delete the others; expected --resume")
     return share
+
+
+def _listed(config: AttackConfig) -> list[ImageRecord]:
+    records = list_folder(config.images, "images", prompt=config.prompt, skip_bad=config.skip_bad)
+    if all(record.caption is None for record in records):
+        notice_of_all(f"no image in {config.images} has a caption: attacked under the empty prompt; --prompt gives one")
+    return records
 
 
 def _archives(config: AttackConfig) -> list[tuple[int, Path]]:

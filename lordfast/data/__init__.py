@@ -6,7 +6,7 @@ May import numpy, Pillow and itself only, and within functions what Hugging Face
 
 from lordfast.data.dataset import materialise
 from lordfast.data.faces import FaceAttributes, FaceIdentity, draw_face, draw_identity, face_caption
-from lordfast.data.folder import ImageRecord, list_images, load_images, output_names
+from lordfast.data.folder import ImageRecord, NoImagesError, list_images, load_images, output_names
 from lordfast.data.grid import image_grid
 from lordfast.data.hub import DatasetRequest
 from lordfast.data.images import BadImageError, fit_image, load_image, load_layers, save_png
@@ -21,6 +21,7 @@ __all__ = [
     "FaceIdentity",
     "ImageRecord",
     "LandscapeAttributes",
+    "NoImagesError",
     "ProceduralImage",
     "Scene",
     "draw_face",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import io
+import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lordfast.data.captions import clean_caption
-from lordfast.data.folder import IMAGE_EXTENSIONS
+from lordfast.data.captions import CAPTION_EXTENSIONS, caption_of
+from lordfast.data.images import names_image
 from lordfast.files import replacing
 
 if TYPE_CHECKING:
@@ -43,25 +44,38 @@ class Sample:
         return not self.key
 
     @property
+    def names(self) -> list[str]:
+        """Its members' names in the archive."""
+        return [extension if self.is_loose else f"{self.key}.{extension}" for extension in self.members]
+
+    @property
     def image(self) -> str | None:
-        """The extension of its image; None if it has none, or several."""
-        if self.is_loose:
-            return None
-        found = [extension for extension in self.members if f".{extension.lower()}" in IMAGE_EXTENSIONS]
-        return found[0] if len(found) == 1 else None
+        """The extension of its image, also of one of a format that is not read; None if it has none, or several."""
+        found = [each for each in self.members if "." not in each and names_image(f"x.{each}")]
+        return found[0] if len(found) == 1 and not self.is_loose else None
 
     @property
     def caption(self) -> str | None:
-        """Its .txt.
+        """Its .txt, else its .caption, else `caption_of` the object in its .json; upper or lower case.
 
         Raises:
-            ValueError: that is not UTF-8.
+            ValueError: one of them is not UTF-8, the last is no JSON.
         """
-        content = self.members.get("txt")
-        try:
-            return None if content is None else clean_caption(content.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.key}.txt is not UTF-8 text: {error}") from None
+        members = {f".{extension.lower()}": extension for extension in reversed(list(self.members))}
+        for kind in (*CAPTION_EXTENSIONS, ".json"):
+            if kind not in members:
+                continue
+            where = f"{self.key}.{members[kind]}"
+            try:
+                text = self.members[members[kind]].decode("utf-8-sig")
+                row = json.loads(text) if kind == ".json" else {"text": text}
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where} is not UTF-8 text: {error}") from None
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where}: not valid JSON: {error}") from None
+            if isinstance(row, dict) and (caption := caption_of(row, where)):
+                return caption
+        return None
 
     def with_png(self, content: bytes) -> Sample:
         """This sample with another image, a PNG, in the place of its own."""
@@ -167,8 +181,8 @@ class ArchiveWriter:
         self._archive = archive
 
     def add(self, sample: Sample) -> None:
-        for extension, content in sample.members.items():
-            info = tarfile.TarInfo(extension if sample.is_loose else f"{sample.key}.{extension}")
+        for name, content in zip(sample.names, sample.members.values(), strict=True):
+            info = tarfile.TarInfo(name)
             info.size, info.mode = len(content), 0o644
             self._archive.addfile(info, io.BytesIO(content))
 

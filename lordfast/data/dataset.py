@@ -185,7 +185,7 @@ def _make(
         raise ValueError(f"source: {request.source}, split {request.split}: {reason}")
     for inside, of_folder in lines.items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in of_folder)
-        write_atomic(partial / inside / METADATA_NAME, text.encode("utf-8", "surrogateescape"))
+        write_atomic(partial / inside / METADATA_NAME, text)
     found = {"images": done, "identities": dict(identities), "skipped": skipped}
     used = {"columns": dataclasses.asdict(columns), "versions": {"datasets": version("datasets")}}
     write_atomic(partial / RECORD_NAME, _json({**record, **used, **found}))
@@ -219,5 +219,5 @@ def identity_folder(identity: str) -> str:
     return f"_{kept}_{_digest(identity)[:8]}"
 
 
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

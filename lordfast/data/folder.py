@@ -11,16 +11,36 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
-from lordfast.data.captions import METADATA_NAME, read_captions, require_captions
-from lordfast.data.images import BadImageError, Crop, Uint8Image, fit_layers, load_layers, on_white, parse_resolution
-
-IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+from lordfast.data.captions import CAPTION_EXTENSIONS, read_captions, require_captions, shortened
+from lordfast.data.images import (
+    BadImageError,
+    Crop,
+    Uint8Image,
+    fit_layers,
+    load_layers,
+    names_image,
+    names_readable,
+    on_white,
+    parse_resolution,
+)
+from lordfast.data.notices import notice_of_all
 
 # Sub-folders that runs create beside their images. A data set may have some of the same name, so they only count
 # beside a run's config.
 RUN_CONFIG = "config.yaml"
 IGNORED_FOLDERS = frozenset({"checkpoints", "validation", "preview", "tensorboard"})
+
+# Files that are passed over, but may well hold pictures that somebody wants used.
+_CONTAINERS = ".pdf .zip .tar .tgz .gz .7z .rar .mp4 .mov .m4v .avi .mkv .webm .mpg .mpeg .3gp .wmv .flv .mts .fli .flc"
+CONTAINER_EXTENSIONS = frozenset(_CONTAINERS.split())
+# What says so at its beginning is an image under whatever name.
+_SNIFFED = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "AVIF")
+
+
+class NoImagesError(ValueError):
+    """A folder without images."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +57,28 @@ def list_images(
     *,
     prompt: str | None = None,
     captions: Literal["optional", "required", "ignore"] = "optional",
+    skip_bad: bool = False,
 ) -> list[ImageRecord]:
     """List the images of a folder and of its sub-folders, sorted by name.
 
-    Other files and hidden files and folders are ignored; so are, in a run's output folder, the sub-folders in which
-    it keeps other pictures than its results. An image's caption is ``prompt`` if given; else the text of ``name.txt``
-    beside it; else its "text" in a ``metadata.jsonl`` of its folder or of one above it.
+    An image is a file that ends as one, such as ``.png``. Not listed are hidden files and folders, in a run's output
+    folder the sub-folders in which it keeps other pictures than its results, and all other files. The log names those
+    of them that are images or may hold some: hidden ones, images under other endings, videos, archives.
+
+    An image's caption is ``prompt`` if given, else what `read_captions` finds. The log says how many images have none
+    where others have one.
 
     Args:
         folder: the image folder.
         prompt: one caption for all images.
         captions: "optional" leaves missing ones ``None``; "required" raises if one is missing; "ignore" does not look.
+        skip_bad: also list images of formats that are not read, such as HEIC; `load_image` refuses them one by one.
 
     Raises:
         FileNotFoundError, NotADirectoryError: ``folder`` is missing or is a file.
-        ValueError: no image in it, captions missing though required, or malformed metadata.
+        NoImagesError: no image in it.
+        ValueError: images of formats that are not read, without ``skip_bad``; captions missing though required;
+            malformed metadata.
     """
     folder = Path(folder)
     if captions not in ("optional", "required", "ignore"):
@@ -61,40 +88,81 @@ def list_images(
     if not folder.is_dir():
         raise NotADirectoryError(f"expected a folder of images, got the file {folder}")
 
-    names, metadata_folders = _scan(folder)
+    files, passed = scan_folder(folder)
+    if passed:
+        notice_of_all(f"{folder}: not used, though they may hold images: {shortened(passed)} ({len(passed)} in all)")
+    names = [file for file in files if names_image(file)]
     if not names:
-        extensions = " ".join(sorted(IMAGE_EXTENSIONS))
-        raise ValueError(f"no images in {folder}: looked for files that end in {extensions}, also in sub-folders")
+        raise NoImagesError(
+            f"no images in {folder}: looked for .png, .jpg and the other formats that Pillow reads, also in sub-folders"
+        )
+    unread = [name for name in names if not names_readable(name)]
+    if unread and not skip_bad:
+        raise ValueError(
+            f"the format of {len(unread)} of {len(names)} images in {folder} can't be read: {shortened(unread)}; "
+            "convert them to PNG or JPEG, or move them away (skip_bad goes on without them)"
+        )
 
     found: dict[str, str | None] = dict.fromkeys(names, prompt)
     if prompt is None and captions != "ignore":
-        found = read_captions(folder, names, metadata_folders)
+        found = read_captions(folder, names, files)
         if captions == "required":
             require_captions(folder, found)
+        mute = [name for name, caption in found.items() if caption is None]
+        if 0 < len(mute) < len(names):
+            notice_of_all(
+                f"{len(mute)} of {len(names)} images in {folder} have no caption, so an empty one: {shortened(mute)}"
+            )
     return [ImageRecord(folder / name, name, found[name]) for name in names]
 
 
-def _scan(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the sorted image names and the sub-folders with metadata, both as relative POSIX paths."""
-    names: list[str] = []
-    metadata_folders: list[str] = []
+def scan_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """The visible files, and of all others and of them what may hold images though it isn't named as one.
+
+    Both are sorted POSIX paths relative to `folder`; a sub-folder that is passed over ends in a slash.
+    """
+    found: list[str] = []
+    passed: list[str] = []
     visited: set[str] = set()
-    for base, subfolders, files in os.walk(folder, followlinks=True):
+
+    def fail(error: OSError) -> None:
+        # Without it a sub-folder that may not be read is passed over.
+        raise error
+
+    for base, subfolders, files in os.walk(folder, followlinks=True, onerror=fail):
+        relative = Path(base).relative_to(folder)
         # Linked folders are common in data sets; a link to a parent must not send us round for ever.
         real = os.path.realpath(base)
         if real in visited:
             subfolders.clear()
+            if not Path(os.path.realpath(Path(base).parent)).is_relative_to(real):
+                passed.append(f"{relative.as_posix()}/")
             continue
         visited.add(real)
         ignored = IGNORED_FOLDERS if RUN_CONFIG in files else frozenset()
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in ignored)
-        relative = Path(base).relative_to(folder)
         for file in files:
-            if file == METADATA_NAME:
-                metadata_folders.append(relative.as_posix())
-            elif not file.startswith(".") and Path(file).suffix.lower() in IMAGE_EXTENSIONS:
-                names.append((relative / file).as_posix())
-    return sorted(names), metadata_folders
+            name = (relative / file).as_posix()
+            if not file.startswith("."):
+                found.append(name)
+                if not names_image(file) and _may_hold_images(Path(base, file)):
+                    passed.append(name)
+            # macOS leaves ._NAME, which is no image, beside the files of foreign disks.
+            elif names_image(file) and not file.startswith("._"):
+                passed.append(name)
+    return sorted(found), sorted(passed)
+
+
+def _may_hold_images(path: Path) -> bool:
+    extension = path.suffix.lower()
+    if extension in CONTAINER_EXTENSIONS or extension in CAPTION_EXTENSIONS:
+        return extension in CONTAINER_EXTENSIONS
+    try:
+        with Image.open(path, formats=_SNIFFED):
+            return True
+    except Exception:
+        # Whatever Pillow makes of a file of another kind.
+        return False
 
 
 def load_images(
@@ -175,9 +243,12 @@ def output_names(records: Iterable[ImageRecord]) -> list[str]:
         raise ValueError(f'records: expected every image once, "{repeated}" comes more than once')
 
     wishes = {name: str(PurePosixPath(name).with_suffix(".png")) for name in names}
-    claims = Counter(wish.casefold() for wish in wishes.values())
+    # An image of a format that is not read becomes no PNG.
+    claims = Counter(wish.casefold() for name, wish in wishes.items() if names_readable(name))
     chosen = {name: name for name in names if name == wishes[name]}
-    chosen.update({name: wish for name, wish in wishes.items() if claims[wish.casefold()] == 1})
+    chosen.update(
+        {name: wish for name, wish in wishes.items() if claims[wish.casefold()] == 1 and names_readable(name)}
+    )
     taken = {name.casefold() for name in chosen.values()}
     for name in sorted(set(names) - set(chosen)):
         candidate, number = f"{name}.png", 1

@@ -6,15 +6,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 
-from lordfast.data.captions import clean_caption
-from lordfast.data.images import BadImageError, Layers, load_layers
+from lordfast.data.captions import CAPTION_COLUMNS, CAPTION_EXTENSIONS, clean_caption, shortened
+from lordfast.data.folder import scan_folder
+from lordfast.data.images import BadImageError, Layers, load_layers, names_image, names_readable
+from lordfast.data.notices import notice_of_all
 
-CAPTION_COLUMNS = ("text", "caption", "prompt")
 _HUB_ID = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 
 
@@ -189,8 +190,30 @@ def _load(datasets: Any, request: DatasetRequest, commit: str | None) -> Any:
             raise ValueError(f"source: {path} is a file; expected a hub id, a folder or a .parquet file")
         return datasets.load_dataset("parquet", data_files={request.split: str(path)}, **options)
     if path.is_dir():
+        _check_folder(path, request.skip_bad)
         return datasets.load_dataset(str(path), name=request.subset, **options)
     return datasets.load_dataset(request.source, name=request.subset, revision=commit or request.revision, **options)
+
+
+def _check_folder(folder: Path, skip_bad: bool) -> None:
+    """Raise a ValueError for images in `folder` that the package datasets passes over, or log them with `skip_bad`."""
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    files, _ = scan_folder(folder)
+    images = [name for name in files if names_image(name)]
+    beside = {str(PurePosixPath(name).with_suffix(extension)) for name in images for extension in CAPTION_EXTENSIONS}
+    if captions := sorted(beside & set(files)):
+        notice_of_all(f"{folder}: captions are read from metadata files alone, not from {shortened(captions)}")
+    left = [
+        name
+        for name in images
+        if not names_readable(name) or PurePosixPath(name).suffix.lower() not in ImageFolder.EXTENSIONS
+    ]
+    if left:
+        what = f"the package datasets does not read {len(left)} of {len(images)} images: {shortened(left)}"
+        if not skip_bad:
+            raise ValueError(f"{what}; convert them to PNG or JPEG, or move them away (skip_bad goes on without them)")
+        notice_of_all(f"{folder}: {what}")
 
 
 def _guarded(source: str, work: Callable[[], Any]) -> Any:

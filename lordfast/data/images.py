@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from lordfast.data.colours import to_srgb
+from lordfast.data.notices import notice
 from lordfast.files import write_atomic
 from lordfast.pixels import Uint8Image, check_image
 
 Crop = Literal["center", "random"]
 Layers = tuple[Uint8Image, npt.NDArray[np.uint8] | None]
 """Colours, uint8 (H, W, 3), and alpha, uint8 (H, W) or None."""
+
+# Formats in Pillow's registry that are no pictures of pixels, or only seem to be read: vector graphics, videos,
+# measurements, layers, and files that hold one picture in several sizes.
+_NO_PICTURES = frozenset(
+    {"BUFR", "CUR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "ICNS", "ICO", "IPTC", "MPEG", "PDF", "PSD", "WMF"}
+)
+# Pictures that Pillow can't read, or not as they are meant.
+_FOREIGN = """
+    .heic .heics .heif .heifs .hif .avci .jxl .jxr .wdp .hdp .bpg .flif .exr .hdr .svg .svgz .eps .ai .wmf .emf .psd
+    .psb .xcf .kra .ora .afphoto .clip .procreate .ico .icns .cur .pct .pict .djvu .livp .insp .raw .dng .cr2 .cr3
+    .crw .nef .nrw .arw .srf .sr2 .orf .rw2 .raf .pef .srw .x3f .3fr .fff .erf .kdc .dcr .mrw .mos .mef .iiq .rwl .gpr
+"""
+FOREIGN_EXTENSIONS = frozenset(_FOREIGN.split())
 
 
 class BadImageError(ValueError):
@@ -31,18 +47,40 @@ class BadImageError(ValueError):
         return type(self), (self.path, self.reason)
 
 
+@functools.cache
+def readable_extensions() -> frozenset[str]:
+    """The lower-case extensions, with their full stop, of the picture formats that the installed Pillow reads."""
+    # MPO, what many phones and stereo cameras write, is opened as the JPEG that it begins with.
+    return frozenset(
+        extension
+        for extension, name in Image.registered_extensions().items()
+        if (name in Image.OPEN or name == "MPO") and name not in _NO_PICTURES
+    )
+
+
+def names_image(name: str | PurePath) -> bool:
+    """Whether a file is called as an image, of a format that is read or of another one."""
+    return names_readable(name) or PurePath(name).suffix.lower() in FOREIGN_EXTENSIONS
+
+
+def names_readable(name: str | PurePath) -> bool:
+    """Whether a file is called as an image of a format that is read."""
+    return PurePath(name).suffix.lower() in readable_extensions()
+
+
 def load_image(path: str | Path) -> Uint8Image:
     """Read one image file as uint8 RGB of shape (H, W, 3), with its EXIF orientation applied.
 
     * Transparency (RGBA, LA, palette or colour-key) is composited on white.
     * 16-bit grey is scaled to 8 bits (65535 -> 255), not clipped. 32-bit integer pixels are read as 16-bit ones and
       must lie in 0..65535; float pixels must lie in [0, 1].
-    * CMYK and other colour modes go through Pillow's conversion; embedded colour profiles are ignored.
-    * Of an animation or a multi-page file the first frame is read.
+    * CMYK and other colour modes go through Pillow's conversion; colours with a profile become sRGB by `to_srgb`.
+    * Of an animation or a multi-page file the first frame is read, and the log says how many are not. Previews, depth
+      and gain maps that a phone puts into a JPEG are no frames.
 
     Raises:
-        BadImageError: missing, empty, truncated, not an image, larger than Pillow's decompression-bomb limit, or pixel
-            values outside the ranges above.
+        BadImageError: missing, empty, truncated, not an image, of a format that is not read, larger than Pillow's
+            decompression-bomb limit, or pixel values outside the ranges above.
     """
     return on_white(*load_layers(path))
 
@@ -57,13 +95,19 @@ def load_layers(path: str | Path, content: bytes | None = None) -> Layers:
         BadImageError: as `load_image`.
     """
     path = Path(path)
+    if names_image(path) and not names_readable(path):
+        raise BadImageError(path, f"{path.suffix} files are not read; expected PNG, JPEG or another format of pixels")
     try:
         if (path.stat().st_size if content is None else len(content)) == 0:
             raise BadImageError(path, "the file is empty (0 bytes)")
         with Image.open(path if content is None else io.BytesIO(content)) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened) or opened
-            return _to_layers(image)
+            colours, alpha = _to_layers(image)
+            frames = _frames(opened)
+            if frames > 1:
+                notice(f"{path}: only the first of {frames} frames is read")
+            return to_srgb(image, colours, path), alpha
     except BadImageError:
         raise
     except FileNotFoundError:
@@ -74,6 +118,18 @@ def load_layers(path: str | Path, content: bytes | None = None) -> Layers:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, ... on damaged
         # files; whichever it is, what the user can act on is the file's name.
         raise BadImageError(path, f"{type(error).__name__}: {error}") from error
+
+
+def _frames(image: Image.Image) -> int:
+    if image.format == "MPO":
+        # An MPO file says of each picture what it is for; views of a panorama or of a stereo camera are frames.
+        kinds = [entry["Attribute"]["MPType"] for entry in getattr(image, "mpinfo", {}).get(0xB002, ())]
+        return 1 + sum(kind.startswith("Multi-Frame Image") for kind in kinds[1:])
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:
+        # The first frame could be read; that the next one is damaged is no reason not to use it.
+        return 1
 
 
 def _to_layers(image: Image.Image) -> Layers:

@@ -112,7 +112,7 @@ def write_folder(images: Sequence[ProceduralImage], folder: str | Path) -> list[
     paths = []
     for index, item in enumerate(images):
         path = Path(folder) / f"{index:05d}.png"
-        write_atomic(path.with_suffix(".txt"), f"{item.caption}\n".encode())
+        write_atomic(path.with_suffix(".txt"), f"{item.caption}\n")
         save_png(item.image, path)
         paths.append(path)
     return paths

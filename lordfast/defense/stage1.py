@@ -47,7 +47,7 @@ class Stage1Config(
     data: Path
     """Folder of clean images with captions."""
     prompt: str | None = None
-    """One caption for all images; else name.txt or metadata.jsonl."""
+    """One caption for all images; else name.txt, metadata.jsonl or the like."""
     rank: int = 4
     """Rank r of the LoRD."""
     lord_alpha: float = 32.0
@@ -141,7 +141,7 @@ def run_stage1(config: Stage1Config) -> dict[str, Any]:
         Interrupted: on Ctrl-C, with finished perturbations and a checkpoint saved.
     """
     check(config)
-    records = list_folder(config.data, "data", prompt=config.prompt, captions="required")
+    records = list_folder(config.data, "data", prompt=config.prompt, captions="required", skip_bad=config.skip_bad)
     accelerator = make_accelerator(config.dtype, resolve_device(config.device))
     if config.refresh_every and accelerator.num_processes > 1:
         raise ValueError(f"refresh_every: expected one process, got {accelerator.num_processes}; or 0")

@@ -47,7 +47,8 @@ class EvaluateConfig(RunConfig):
     """A CLIP model, a folder or a hub id such as openai/clip-vit-base-patch16: CLIP-IQA of the generated images, their
     similarity to the reference (CLIP-I) and to the prompt (CLIP-T). --reference may be left out with it."""
     clip_prompt: str | None = None
-    """What the generated images were asked to show, for CLIP-T; else their captions in name.txt or metadata.jsonl."""
+    """What the generated images were asked to show, for CLIP-T; else their captions in name.txt, metadata.jsonl or the
+    like."""
     iqa_subject: str = "person"
     """What they show: CLIP-IQA is P("A good photo of a person") against "A bad photo of a person", the higher the
     better; landscape, or any noun, likewise."""

@@ -75,7 +75,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     summary["skipped"] = plan.skipped
     summary["warnings"] = [text for result in results.values() for text in result.warnings]
     summary["seconds"] = round(time.perf_counter() - started, 2)
-    write_atomic(run.path / "table.md", to_markdown(summary).encode())
+    write_atomic(run.path / "table.md", to_markdown(summary))
     return run.finish(summary)
 
 
@@ -92,7 +92,7 @@ def _kept(run: RunFolder, name: str, part: Part) -> PartResult:
         if result.unavailable:
             # Not kept: what is missing may be there when the run is resumed.
             return PartResult(**json.loads(content))
-        write_atomic(path, content.encode())
+        write_atomic(path, content)
     # Read back also when just written, so that a resumed run and an uninterrupted one see the same values.
     return PartResult(**json.loads(path.read_text(encoding="utf-8")))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lordfast.data import ImageRecord, list_images, load_image
-from lordfast.training.examples import check_readable
+from lordfast.data import ImageRecord, load_image
+from lordfast.training.examples import check_readable, list_folder
 
 
 @dataclass
@@ -36,10 +36,7 @@ def open_folder(folder: Path, argument: str, *, skip_bad: bool, prompt: str | No
         FileNotFoundError, NotADirectoryError: `folder` is missing or a file.
         ValueError: no images in it; an image that can't be read, without `skip_bad`, or none that can.
     """
-    try:
-        records = list_images(folder, prompt=prompt)
-    except (ValueError, OSError) as error:
-        raise type(error)(f"{argument}: {error}") from error
+    records = list_folder(folder, argument, prompt=prompt, skip_bad=skip_bad)
     usable = check_readable(records, _decode, skip_bad=skip_bad, argument=argument)
     found = {record.name for record, _ in usable}
     return ImageFolder(

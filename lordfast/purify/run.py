@@ -62,7 +62,7 @@ def run_purify(name: str, config: PurifyConfig) -> dict[str, Any]:
     if config.resolution is not None:
         parse_resolution(config.resolution)
     check_choices(config)
-    records = list_folder(config.images, "images")
+    records = list_folder(config.images, "images", skip_bad=config.skip_bad)
     command = f"purify {name}"
     finished = RunFolder.inspect(config, command)
     if finished is not None:

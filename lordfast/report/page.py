@@ -26,7 +26,7 @@ PIXELATED = 128
 
 def write_page(page: Page, path: str | Path) -> None:
     """Write `page` to `path`: complete or not at all."""
-    write_atomic(path, render_page(page).encode())
+    write_atomic(path, render_page(page))
 
 
 def render_page(page: Page) -> str:

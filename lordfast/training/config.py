@@ -110,7 +110,7 @@ def write_yaml(path: Path, command: str, config: RunConfig) -> None:
     if "share" in values:
         # The jobs of one run write the same file.
         values["share"] = None
-    write_atomic(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+    write_atomic(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def check_choices(config: RunConfig) -> None:

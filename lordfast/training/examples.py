@@ -40,11 +40,16 @@ class ImageOptions:
 
 
 def list_folder(
-    folder: Path, argument: str, *, prompt: str | None = None, captions: CaptionMode = "optional"
+    folder: Path,
+    argument: str,
+    *,
+    prompt: str | None = None,
+    captions: CaptionMode = "optional",
+    skip_bad: bool = False,
 ) -> list[ImageRecord]:
     """`list_images`, with errors that name the config's `argument`."""
     try:
-        return list_images(folder, prompt=prompt, captions=captions)
+        return list_images(folder, prompt=prompt, captions=captions, skip_bad=skip_bad)
     except (ValueError, OSError) as error:
         raise type(error)(f"{argument}: {error}") from error
 

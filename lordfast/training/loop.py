@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ from lordfast.training.progress import progress
 from lordfast.training.run import RunFolder
 from lordfast.training.seeds import derive_seed
 from lordfast.training.step import STOP, Row, Worker, batches_of, effective_batch
+
+logger = logging.getLogger(__name__)
 
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
 
@@ -296,7 +299,10 @@ class _Board:
             with contextlib.suppress(ImportError):
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=done + 1)
+                try:
+                    self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=done + 1)
+                except UnicodeEncodeError:
+                    logger.warning("%s: no TensorBoard curves, which need a path that is UTF-8", run.path)
 
     def log(self, step: int, row: dict[str, float]) -> None:
         if self._writer is not None:

@@ -37,7 +37,7 @@ class PairsConfig(RunConfig):
     images: Path
     """Folder of images, JPEG, PNG and others, of any size and mode."""
     prompt: str | None = None
-    """One caption for all images; else name.txt, metadata.jsonl, or none."""
+    """One caption for all images; else name.txt, metadata.jsonl or the like, or none."""
     resolution: int | None = None
     """Side of square pictures; each image's own size when left out."""
     crop: Literal["center", "random"] = "center"
@@ -88,7 +88,7 @@ def run_pairs(config: PairsConfig, kind: Kind) -> dict[str, Any]:
         Interrupted: on Ctrl-C, with every finished pair saved.
     """
     _check(config)
-    records = list_folder(config.images, "images", prompt=config.prompt)
+    records = list_folder(config.images, "images", prompt=config.prompt, skip_bad=config.skip_bad)
     finished = RunFolder.inspect(config, kind.command)
     if finished is not None:
         return finished
@@ -112,7 +112,7 @@ def run_pairs(config: PairsConfig, kind: Kind) -> dict[str, Any]:
     lines = [
         json.dumps({k: v for k, v in row.items() if k not in ("step", "input")}, ensure_ascii=False) for row in rows
     ]
-    write_atomic(run.path / METADATA_NAME, "".join(f"{line}\n" for line in lines).encode())
+    write_atomic(run.path / METADATA_NAME, "".join(f"{line}\n" for line in lines))
     save_png(_preview(run.path, rows, kind), run.path / "preview" / "grid.png")
     counted = {"images": len(usable), "skipped": skipped, "pairs": len(rows)}
     return run.finish({**counted, "seconds": round(time.perf_counter() - started, 2)})
@@ -161,7 +161,7 @@ def _make_all(run: RunFolder, jobs: list[_Job], config: PairsConfig, kind: Kind)
                 save_png(picture, run.path / job.paths[field])
             if job.record.caption:
                 beside = PurePosixPath(job.paths["file_name"]).with_suffix(".txt")
-                write_atomic(run.path / beside, job.record.caption.encode())
+                write_atomic(run.path / beside, job.record.caption)
             row = {"step": job.step, **job.paths, "text": job.record.caption, "source": job.record.name}
             rows[job.step] = {**row, "variant": job.variant, "input": job.key, **more}
             # After its files: a pair with a row is a finished one.

@@ -18,7 +18,7 @@ def save_result(record: ImageRecord, image: Uint8Image | Image.Image, path: Path
     """Write what became of `record` to `path`, a PNG, with the record's caption, if it has one, beside it."""
     # The caption first: once the image is there, it counts as done.
     if record.caption:
-        write_atomic(path.with_suffix(".txt"), record.caption.encode())
+        write_atomic(path.with_suffix(".txt"), record.caption)
     save_png(image, path)
 
 

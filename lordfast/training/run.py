@@ -26,7 +26,7 @@ _PACKAGES = ("lordfast", "torch", "diffusers", "transformers", "peft", "accelera
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON to a temporary file and rename it."""
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(value, indent=2) + "\n"))
 
 
 def environment() -> dict[str, Any]:
@@ -190,7 +190,7 @@ class RunFolder:
     def _rewrite(self, rows: list[dict[str, Any]], tidy: bool = True) -> list[dict[str, Any]]:
         own, *others = self._files()
         if self.write and (own.exists() or others or rows):
-            write_atomic(own, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            write_atomic(own, "".join(json.dumps(row) + "\n" for row in rows))
             for path in others if tidy else ():
                 path.unlink()
         return rows

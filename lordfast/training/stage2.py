@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lordfast.data import ImageRecord, image_grid, save_png
+from lordfast.data import ImageRecord, NoImagesError, image_grid, save_png
 from lordfast.diffusion import LatentDiffusion, TensorCache, resolve_device
 from lordfast.diffusion.sampling import generate
 from lordfast.training.examples import (
@@ -124,7 +124,7 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
         Interrupted: on Ctrl-C, with a checkpoint saved.
     """
     check(config)
-    instance = list_folder(config.instance_data, "instance_data", captions="ignore")
+    instance = list_folder(config.instance_data, "instance_data", captions="ignore", skip_bad=config.skip_bad)
     accelerator = make_accelerator(config.dtype, resolve_device(config.device))
     sharded = wants_fsdp(config, accelerator)
     finished = on_main(accelerator, lambda: RunFolder.inspect(config, "stage2"))
@@ -146,7 +146,7 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
     images = _read(model, config, instance)
     report_cut(model, [config.instance_prompt, config.class_prompt, config.validation_prompt], "prompts")
     if config.prior_preservation and config.class_data is not None:
-        _read(model, config, existing_images(config.class_data))
+        _read(model, config, existing_images(config.class_data, config.skip_bad))
     model.check_lora_format(config.format, check_targets(model, config.target_modules))
     load_frozen_lord(model, config)
     run = open_run(config, "stage2", accelerator)
@@ -155,7 +155,8 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
     if config.prior_preservation:
         folder = config.class_data or run.path / "class_images"
         on_main(accelerator, lambda: draw_class_images(model, config, folder))
-        prior = _read(model, config, list_folder(folder, "class_data", captions="ignore"))
+        records = list_folder(folder, "class_data", captions="ignore", skip_bad=config.skip_bad)
+        prior = _read(model, config, records)
         batches = WithPrior(batches, _batches(model, config, cache, prior, config.class_prompt or ""))
     add_lora(
         model,
@@ -207,15 +208,16 @@ def _batches(
     return LatentBatches(store, text, model.timesteps, config.latent_sample)
 
 
-def existing_images(folder: Path) -> list[ImageRecord]:
+def existing_images(folder: Path, skip_bad: bool = False) -> list[ImageRecord]:
     """The images of a folder that may be empty or not there yet.
 
     Raises:
         NotADirectoryError: it is a file.
+        ValueError: images of formats that are not read, without `skip_bad`.
     """
     try:
-        return list_folder(folder, "class_data", captions="ignore")
-    except (FileNotFoundError, ValueError):
+        return list_folder(folder, "class_data", captions="ignore", skip_bad=skip_bad)
+    except (FileNotFoundError, NoImagesError):
         return []
 
 
@@ -225,7 +227,7 @@ def draw_class_images(model: LatentDiffusion, config: Stage2Config, folder: Path
     A LoRD that is loaded draws along: the images show what the model knows before the LoRA changes it.
     """
     own = re.compile(r"class-\d{4,}\.png")
-    brought = [record for record in existing_images(folder) if not own.fullmatch(record.name)]
+    brought = [record for record in existing_images(folder, config.skip_bad) if not own.fullmatch(record.name)]
     paths = [folder / f"class-{i:04d}.png" for i in range(config.class_images - len(brought))]
     draw_missing(
         model,

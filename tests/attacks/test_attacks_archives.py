@@ -204,13 +204,18 @@ def test_bad_images_and_bad_archives(attack: Any, tmp_path: Path) -> None:
         attack("twice", images=tmp_path / "twice.tar")
 
 
-def test_what_has_not_one_image_goes_over_as_it_is(attack: Any, tmp_path: Path) -> None:
+def test_what_has_not_one_image_goes_over_as_it_is(
+    attack: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     face = encoded(make_faces(1, seed=3)[0].image)
     two = [("b.png", face), ("b.jpg", b"also an image")]
     others = [("text.txt", b"alone"), *two, ("c.image.png", face), ("c.txt", b"c")]
     write(tmp_path / "mixed.tar", [("LICENSE", b"free"), ("__meta__.json", b"{}"), *others, ("d.png", face)])
     summary = attack("run", images=tmp_path / "mixed.tar")
     assert (summary["images"], summary["skipped"], summary["without_image"]) == (1, 0, 3)
+    unused, mute = (text.partition(": ")[2] for text in caplog.messages)
+    assert unused.startswith("3 images are not attacked") and unused.endswith("sample: b.png, b.jpg, c.image.png")
+    assert mute.startswith("1 of 1 images have no caption: attacked under the empty prompt")
     samples = [list(read_samples(folder / "mixed.tar", loose=True)) for folder in (tmp_path, tmp_path / "run")]
     assert samples[1][:-1] == samples[0][:-1] and len(samples[0]) == 6
     assert samples[1][-1].key == "d" and samples[1][-1].members["png"] != face

@@ -71,3 +71,29 @@ def test_a_file_whose_name_reads_as_a_pattern(archive: Path, tmp_path: Path) -> 
         archive.with_name(name).write_bytes(b"")
         assert find_archives(tmp_path / name) == [tmp_path / name]
     assert [path.name for path in find_archives(tmp_path / "[a1].tar")] == ["a.tar"]
+
+
+@pytest.mark.parametrize(
+    ("members", "caption"),
+    [
+        ({"TXT": b"\xef\xbb\xbfa\nb", "caption": b"x"}, "a b"),
+        ({"txt": b" ", "Caption": b"kohya"}, "kohya"),
+        ({"json": b'{"width": 3, "prompt": "p", "caption": "c"}'}, "c"),
+        ({"json": b"[1]"}, None),
+    ],
+)
+def test_captions_of_samples(members: dict[str, bytes], caption: str | None) -> None:
+    assert Sample("k", {"jpg": b"", **members}).caption == caption
+
+
+def test_images_of_samples() -> None:
+    assert Sample("k", {"HEIC": b"", "txt": b""}).image == "HEIC"
+    assert Sample("k", {"avif": b"", "jpg": b"", "txt": b""}).image is None
+    assert Sample("k", {"seg.png": b"", "jpg": b""}).image == "jpg"
+    for content, reason in (
+        (b"\xff", "k.json is not UTF-8"),
+        (b"{", "k.json: not valid JSON"),
+        (b'{"text": 5}', "int"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            _ = Sample("k", {"json": content}).caption

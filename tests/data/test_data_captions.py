@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from lordfast.data import list_images, save_png
 
@@ -88,6 +90,7 @@ def test_ignore_and_prompt_do_not_read_caption_files(folder: Path) -> None:
         ('{"text": "x"}', 'line 3: expected an object with a string "file_name"'),
         ('{"file_name": 5, "text": "x"}', 'line 3: expected an object with a string "file_name"'),
         ('{"file_name": "b.png", "text": 5}', 'line 3: expected "text" to be a string, got int'),
+        (r'{"file_name": "b.png", "text": "a \ud83d"}', 'line 3: expected "text" to be text, got half of a surrogate'),
         ('{"file_name": "gone.png", "text": "x"}', 'line 3: names "gone.png", which does not exist'),
         ('{"file_name": "note.md", "text": "x"}', 'line 3: names "note.md", which is no image'),
         ('{"file_name": "a.png", "text": "x"}', 'line 3: names "a.png" again, first on line 1'),
@@ -115,3 +118,47 @@ def test_metadata_without_text_gives_no_caption(folder: Path) -> None:
 def test_line_separators_inside_json_strings(folder: Path) -> None:
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one\u2028two"}\r\n', encoding="utf-8")
     assert captions(folder)["a.png"] == "one two"
+
+
+def test_every_usual_place(folder: Path) -> None:
+    """Text files in their order, whatever their case; metadata as JSON lines, CSV and parquet, in any usual column."""
+    (folder / "a.TXT").write_text("upper")
+    (folder / "b.png.txt").write_text("whole name")
+    (folder / "sub" / "C.Caption").write_text("kohya")
+    assert captions(folder) == {"a.png": "upper", "b.png": "whole name", "sub/c.png": "kohya"}
+    (folder / "a.txt").write_text("exact")
+    (folder / "b.caption").write_text("kohya")
+    (folder / "sub" / "c.txt").write_text(" ")
+    assert captions(folder) == {"a.png": "exact", "b.png": "kohya", "sub/c.png": "kohya"}
+    for path in [*folder.glob("*.[tTcC]*[tTn]"), *folder.glob("sub/*.[tC]*")]:
+        path.unlink()
+
+    (folder / "metadata.csv").write_text('File_Name,Caption,text\na.png,"two\nlines, one",\nb.png,,from csv\n')
+    write_metadata(folder / "metadata.jsonl", {"file_name": "b.png", "prompt": "from jsonl", "caption": None})
+    table = pyarrow.table({"file_name": ["c.png"], "prompt": [["first", "second"]], "caption": [None]})
+    parquet.write_table(table, folder / "sub" / "METADATA.parquet")
+    assert captions(folder) == {"a.png": "two lines, one", "b.png": "from jsonl", "sub/c.png": "first"}
+    (folder / "metadata.csv").write_text("name,text\na.png,x\n")
+    with pytest.raises(ValueError, match=r'metadata\.csv, line 2: expected an object with a string "file_name"'):
+        list_images(folder)
+    (folder / "metadata.csv").unlink()
+    (folder / "sub" / "METADATA.parquet").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"METADATA\.parquet is no readable parquet file"):
+        list_images(folder)
+
+
+def test_text_of_a_whole_name_belongs_to_the_nearer_image(folder: Path) -> None:
+    save_png(np.zeros((2, 2, 3), np.uint8), folder / "a.png.png")
+    (folder / "a.png.txt").write_text("of a.png.png")
+    assert captions(folder) == {"a.png": None, "a.png.png": "of a.png.png", "b.png": None, "sub/c.png": None}
+
+
+def test_images_without_caption_are_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    captions(folder)
+    assert not caplog.messages
+    (folder / "a.txt").write_text("a")
+    list_images(folder, captions="ignore")
+    list_images(folder, prompt="p")
+    assert not caplog.messages
+    captions(folder)
+    assert caplog.messages == [f"2 of 3 images in {folder} have no caption, so an empty one: b.png, sub/c.png"]

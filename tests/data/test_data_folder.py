@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lordfast.data import BadImageError, ImageRecord, list_images, load_images, output_names, save_png
+from lordfast.data import (
+    BadImageError,
+    ImageRecord,
+    NoImagesError,
+    list_images,
+    load_image,
+    load_images,
+    output_names,
+    save_png,
+)
 
 
 def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (12, 20)) -> np.ndarray:
@@ -84,6 +93,68 @@ def test_clear_errors_for_wrong_folders(tmp_path: Path) -> None:
         list_images(tmp_path / "empty")
     with pytest.raises(ValueError, match=r"captions: .*'maybe'"):
         list_images(tmp_path, captions="maybe")  # type: ignore[arg-type]
+
+
+def test_every_format_that_pillow_reads_and_no_other(tmp_path: Path) -> None:
+    """Those of other formats are refused together, or with skip_bad one by one."""
+    pixels = np.dstack([*np.meshgrid(np.arange(0, 200, 10), np.arange(0, 120, 10)), np.full((12, 20), 90)])
+    pixels = pixels.astype(np.uint8)
+    save_png(pixels, tmp_path / "a.png")
+    formats = {"b.avif": "AVIF", "c.JFIF": "JPEG", "d.jpe": "JPEG", "e.jp2": "JPEG2000", "f.tga": "TGA", "g.qoi": "QOI"}
+    for name, kind in formats.items():
+        Image.fromarray(pixels).save(tmp_path / name, format=kind)
+    Image.fromarray(pixels).save(tmp_path / "h.mpo", format="MPO", save_all=True)
+    readable = ["a.png", *formats, "h.mpo"]
+    assert names(tmp_path) == readable
+    loaded = {record.name: image for record, image in load_images(list_images(tmp_path), (12, 20))}
+    assert all(abs(image.astype(int) - pixels).mean() < 8 for image in loaded.values())
+    for name in ("e.jp2", "f.tga", "g.qoi"):
+        np.testing.assert_array_equal(loaded[name], pixels)
+    # Pillow reads the last two after a fashion.
+    foreign = ["i.HEIC", "sub/j.Dng", "k.svg", "l.psd", "m.ico"]
+    (tmp_path / "sub").mkdir()
+    for name in foreign:
+        (tmp_path / name).write_bytes((tmp_path / "a.png").read_bytes())
+    with pytest.raises(ValueError, match=r"5 of 13 images in .*: i\.HEIC, k\.svg, l\.psd, \.\.\.; convert"):
+        list_images(tmp_path)
+    records = list_images(tmp_path, skip_bad=True)
+    bad: list[str] = []
+    good = [r.name for r, _ in load_images(records, 8, skip_bad=True, on_bad=lambda r, error: bad.append(r.name))]
+    assert good == readable and sorted(bad) == sorted(foreign)
+    with pytest.raises(BadImageError, match=r"l\.psd: \.psd files are not read"):
+        load_image(tmp_path / "l.psd")
+
+
+def test_what_is_passed_over_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_image(tmp_path / "a.png")
+    for name in (".secret.jpg", "._a.png", ".git/x.png", "sub/b.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "sub" / "b.png").rename(tmp_path / "sub" / "scan")
+    for name in ("live.MOV", "more.zip", "a.txt", "a.caption", "README.md", "config.json", "._b.jpg"):
+        (tmp_path / name).write_text("x")
+    assert names(tmp_path) == ["a.png"]
+    (tmp_path / "twice").symlink_to(tmp_path / "sub")
+    assert names(tmp_path) == ["a.png"]
+    assert ".secret.jpg, live.MOV, more.zip, ... (4 in all)" in caplog.messages[0]
+    assert "(5 in all)" in caplog.messages[1]
+    with pytest.raises(NoImagesError):
+        list_images(tmp_path / "sub")
+    assert "not used, though they may hold images: scan (1 in all)" in caplog.messages[2]
+
+
+def test_a_sub_folder_that_may_not_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "shut" / "b.png")
+    scandir = os.scandir
+
+    def guarded(path: str) -> object:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(PermissionError, match="shut"):
+        list_images(tmp_path)
 
 
 # --- load_images -----------------------------------------------------------------------------------------------------
@@ -223,3 +294,7 @@ def test_results_can_be_written_under_the_output_names(tmp_path: Path) -> None:
     for (_, image), name in zip(load_images(records, 8), output_names(records), strict=True):
         save_png(image, tmp_path / "out" / name)
     assert names(tmp_path / "out") == ["a.jpg.png", "a.png", "sub/b.png"]
+
+
+def test_an_image_that_is_not_read_takes_no_name() -> None:
+    assert output_names(records_named("a.cr2", "a.jpg", "b.heic")) == ["a.cr2.png", "a.png", "b.heic.png"]

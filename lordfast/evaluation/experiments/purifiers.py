@@ -169,8 +169,8 @@ def run_purifiers(config: PurifiersConfig) -> dict[str, Any]:
     def write(status: Status) -> dict[str, Any]:
         results = summarise(config, conditions, repetitions, status, changes)
         write_json(run.path / "results.json", results)
-        write_atomic(run.path / "table.md", to_markdown(results).encode())
-        write_atomic(run.path / "table.csv", to_csv(results).encode())
+        write_atomic(run.path / "table.md", to_markdown(results))
+        write_atomic(run.path / "table.csv", to_csv(results))
         return results
 
     def finish(results: dict[str, Any]) -> None:

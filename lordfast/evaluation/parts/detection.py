@@ -70,6 +70,9 @@ def plan_detection(
                 f"{alone} of {len(clean) + len(attacked)} images have no twin in the other folder: lambda also sees "
                 "what else differs between the two sets"
             )
+        keys = {*match_keys(clean.records), *match_keys(attacked.records)}
+        if mute := len(keys - captions.keys()):
+            caveats.append(f"{mute} of {len(keys)} images have no caption and were read under the empty prompt")
         summary = {"resolution": side, "twins": len(twins.pairs), **compare_readings(one, other)}
         rows = _rows("clean", clean.records, one) + _rows("attacked", attacked.records, other)
         return PartResult(summary, rows, caveats)

@@ -36,7 +36,7 @@ class TransferConfig(RunConfig):
     prompts: tuple[str, ...] = ()
     """Prompts to vary the images under, a column each per target model; else each image's caption."""
     prompt: str | None = None
-    """One caption for all images; else name.txt, metadata.jsonl, or the empty prompt."""
+    """One caption for all images; else name.txt, metadata.jsonl or the like, or the empty prompt."""
     strength: float = 0.5
     """How far the images are noised, as a share of all timesteps: above 0, below 1."""
     steps: int = 25

@@ -61,8 +61,8 @@ def run_transfer(config: TransferConfig) -> dict[str, Any]:
     )
     matrix["warnings"] = plan.twins.warnings + matrix["warnings"]
     write_json(run.path / "matrix.json", matrix)
-    write_atomic(run.path / "matrix.md", to_markdown(matrix).encode())
-    write_atomic(run.path / "matrix.csv", to_csv(matrix).encode())
+    write_atomic(run.path / "matrix.md", to_markdown(matrix))
+    write_atomic(run.path / "matrix.csv", to_csv(matrix))
     write_chart(matrix, run.path / "matrix.png")
     if config.pictures:
         write_pictures(plan.twins, plan.columns, run.path, config.pictures)

@@ -76,7 +76,7 @@ def pictures_of(folder: Path, alt: str, most: int, captions: bool = False) -> tu
         captions: write the files' names under them.
     """
     try:
-        records = list_images(folder, captions="ignore")
+        records = list_images(folder, captions="ignore", skip_bad=True)
     except (OSError, ValueError):
         return [], 0
     found = []

@@ -132,7 +132,7 @@ def _twins(run: Run, album: Album) -> list[Block]:
     options = SimpleNamespace(**{name: run.config.get(name, value) for name, value in defaults.items()})
     pairs = []
     try:
-        records = list_images(data, captions="ignore")
+        records = list_images(data, captions="ignore", skip_bad=options.skip_bad)
         after = {number: load_image(path) for number, path in twins.items()}
         height, width = next(iter(after.values())).shape[:2]
         clean = load_images(

@@ -51,7 +51,7 @@ def run_study(config: StudyConfig, name: str) -> dict[str, Any]:
         results = summarise(cells, name, status)
         write_json(run.path / "results.json", results)
         for file, content in {"md": to_markdown, "csv": to_csv, "tex": to_latex}.items():
-            write_atomic(run.path / f"table.{file}", content(results).encode())
+            write_atomic(run.path / f"table.{file}", content(results))
         return results
 
     def finish(results: dict[str, Any]) -> None:
