@@ -16,8 +16,9 @@ from typing import Any
 import torch
 import yaml
 
-from lordfast.files import is_temporary, sweep, write_atomic
-from lordfast.training.config import RunConfig, changes, read_yaml, write_yaml
+from lordfast.files import is_temporary, naming, sweep, write_atomic
+from lordfast.host import recorded_variables, resolve_device
+from lordfast.training.config import RunConfig, changes, check_choices, read_yaml, write_yaml
 
 # Config fields whose folders are searched for images.
 _IMAGE_FOLDERS = ("images", "data", "instance_data", "class_data")
@@ -30,7 +31,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware, for environment.json."""
+    """Versions, hardware and the environment variables that libraries compute by, for environment.json."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -47,6 +48,7 @@ def environment() -> dict[str, Any]:
         "cuda": torch.cuda.get_device_name() if cuda else None,
         "cuda_version": torch.version.cuda,
         "packages": versions,
+        "variables": recorded_variables(),
     }
 
 
@@ -73,9 +75,12 @@ class RunFolder:
             ValueError: the folder holds another run and neither ``resume`` nor ``overwrite`` was given; it holds
                 files that are no run; it lies inside a folder of images that the run reads; the run to resume has
                 another config (every differing field is named); what is to be overwritten holds an input of this run;
-                torchrun started several processes, and this one has not joined the others.
+                torchrun started several processes, and this one has not joined the others; `check_choices`; the
+                device is not there.
         """
         _check_alone(command)
+        check_choices(config)
+        resolve_device(config.device)
         path = Path(config.out)
         if path.exists() and not path.is_dir():
             raise ValueError(f"out: {path} is a file; expected a folder to write the run into")
@@ -153,7 +158,8 @@ class RunFolder:
     def log(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl."""
         if self.write:
-            with (self.path / f"{self._stem}.jsonl").open("a", encoding="utf-8") as file:
+            path = self.path / f"{self._stem}.jsonl"
+            with naming(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
     def _files(self) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from lordfast.attacks.registry import find_attack
 from lordfast.purify.registry import PURIFIERS
+from lordfast.training.config import check_types
 
 
 def attack_class(name: str) -> type[Any]:
@@ -83,6 +85,7 @@ def read_options(
         name = str(key).replace("-", "_")
         if name not in free:
             raise ValueError(f"{argument}: expected options among {', '.join(free)}, got {key!r}")
+        check_types({name: value}, cls, argument)
         found[name] = _typed(value, hints[name], f"{argument}: {name}")
     return found
 
@@ -136,6 +139,7 @@ def _convert(text: str, hint: Any, what: str) -> Any:
 
 def _float(text: str) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
