@@ -47,7 +47,8 @@ class RunConfig:
     """Where a run writes, and what makes it reproducible."""
 
     out: Path
-    """Run folder: config.yaml, environment.json, metrics.jsonl, summary.json, checkpoints/ and the product."""
+    """Run folder: config.yaml, environment.json, inputs.json, metrics.jsonl, summary.json, checkpoints/ and the
+    product."""
     seed: int = 0
     """Seeds everything random in the run; the same seed on the same machine gives the same result."""
     device: str = "auto"

@@ -104,9 +104,11 @@ def on_all(accelerator: Any, work: Callable[[], T]) -> list[T]:
     return [result for result, _ in found]
 
 
-def open_run(config: RunConfig, command: str, accelerator: Any, stem: str = "metrics") -> RunFolder:
+def open_run(
+    config: RunConfig, command: str, accelerator: Any, stem: str = "metrics", grows: bool = False
+) -> RunFolder:
     """`RunFolder.open` once for all processes; only the main one writes into what comes back."""
     # Other shares of the run may be at work.
     alone = getattr(config, "share", None) is None
-    on_main(accelerator, lambda: RunFolder.open(config, command, alone).path)
+    on_main(accelerator, lambda: RunFolder.open(config, command, alone, grows).path)
     return RunFolder(Path(config.out), write=accelerator.is_main_process, stem=stem)
