@@ -78,7 +78,7 @@ def explain_case(m: str, n: str, k: str, dtype: str, device: str | None) -> list
         if not text.isdecimal():
             raise ValueError(f"--explain: {letter} is {text!r}; expected a positive integer")
         sizes.append(int(text))
-    where = resolve_device(device or "auto")
+    where = resolve_device("auto" if device is None else device)
     tokens, outputs, inputs = sizes
     return [asdict(found) for found in explain_lord(tokens, outputs, inputs, getattr(torch, name), where)]
 
