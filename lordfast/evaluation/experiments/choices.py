@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -141,7 +140,6 @@ def _convert(text: str, hint: Any, what: str) -> Any:
 
 def _float(text: str) -> float | None:
     try:
-        number = float(text)
+        return float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
