@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from lordfast.host import without_launcher_variables
 from lordfast.ranges import phase
 from lordfast.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from lordfast.training.config import RunConfig, check_choices
@@ -129,6 +130,8 @@ def total_steps(config: TrainingConfig, examples: int, processes: int) -> int:
     return -(-examples * config.epochs // effective_batch(config, processes))
 
 
+# Accelerate reads some of them when it prepares the model, and later.
+@without_launcher_variables()
 def train(
     objective: Objective,
     batches: Batches,
