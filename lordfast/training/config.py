@@ -148,7 +148,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return False
     if isinstance(value, bool):
         return hint is bool
-    accepted = {float: (int, float), Path: str, NoneType: NoneType}.get(hint, kind or hint)
+    accepted: Any = {float: (int, float), Path: str, NoneType: NoneType}.get(hint, kind or hint)
     return hint is Any or isinstance(value, accepted)
 
 

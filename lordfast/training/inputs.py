@@ -68,7 +68,8 @@ def changed_inputs(then: Mapping[str, Files], now: Mapping[str, Files]) -> tuple
 
     An argument that came later is neither, nor are class images that the run itself has drawn.
     """
-    changes, added = [], []
+    changes: list[str] = []
+    added: list[str] = []
     for argument, before in then.items():
         after = now.get(argument, {})
         for name in sorted({**before, **after}):
