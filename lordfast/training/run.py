@@ -134,7 +134,7 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         if alone:
             sweep(path)
-        grown = config.resume and _has_grown(path, config, grows)
+        grown = config.resume and _holds_run(path) and _has_grown(path, config, grows)
         run = cls(path)
         run.record_inputs(config)
         # The config makes the folder a run, which an interruption right here leaves resumable.

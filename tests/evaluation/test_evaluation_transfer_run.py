@@ -131,7 +131,7 @@ def outputs(run: Path, column: str, row: str) -> list[np.ndarray]:
 
 
 def test_the_run_folder_is_complete(whole: Path) -> None:
-    files = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json"}
+    files = {"config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "summary.json"}
     files |= {"matrix.json", "matrix.md", "matrix.csv"}
     assert {path.name for path in whole.iterdir()} >= files | {"matrix.png", "pictures.png"}
     matrix, summary = read(whole / "matrix.json"), read(whole / "summary.json")

@@ -51,7 +51,8 @@ GROWING = {
 @pytest.mark.parametrize("finished", [True, False])
 def test_an_added_image_is_made_like_the_others(command: str, finished: bool, photos: Path, run: Run) -> None:
     words = GROWING[command]
-    run(*words, "--out", "out")
+    # To resume what has not begun is to begin.
+    assert "inputs.json" not in run(*words, "--out", "out", "--resume")
     before = {path: path.read_bytes() for path in Path("out").rglob("*.png") if path.parent.name != "preview"}
     if not finished:
         Path("out/summary.json").unlink()
