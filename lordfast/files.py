@@ -5,12 +5,20 @@ Stands below everything, so that all may use it.
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -25,10 +33,32 @@ def replacing(path: str | Path) -> Iterator[Path]:
     # A short name of its own, so that a `path` near the file system's limit still works.
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Whatever keeps a library from writing to `path` becomes an OSError that names it.
+
+    safetensors, and torch.save in its way, report a full disk as errors of their own; the operating system's does not
+    say which file it was about.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
+            raise
+        raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
@@ -62,7 +92,39 @@ def folder_bytes(folder: Path) -> int:
 
 
 def default_cache_dir() -> Path:
-    """``$LORDFAST_CACHE``, else ``lordfast`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if "LORDFAST_CACHE" in os.environ:
-        return Path(os.environ["LORDFAST_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lordfast"
+    """``$LORDFAST_CACHE``, else ``lordfast`` under ``$XDG_CACHE_HOME`` or ``~/.cache``; an empty variable is as none.
+
+    A user without a home folder gets one of this process alone, which goes when it ends, and a warning.
+    """
+    if own := os.environ.get("LORDFAST_CACHE"):
+        return Path(expand_user(own))
+    # The standard has relative ones ignored.
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(shared if os.path.isabs(shared) else os.path.expanduser("~/.cache")) / "lordfast"
+    return folder if folder.is_absolute() else _passing_cache_dir()
+
+
+@cache
+def _passing_cache_dir() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="lordfast-", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    logger.warning(
+        "no home folder for a cache: %s is used, and deleted at the end; LORDFAST_CACHE names a folder that stays",
+        folder.name,
+    )
+    return Path(folder.name)
+
+
+def expand_user(text: str) -> str:
+    """`text` with the home folder in place of a leading ``~`` or ``~user``, also behind ``NAME=``.
+
+    Raises:
+        ValueError: there is no such home folder.
+    """
+    name, equals, path = text.rpartition("=") if re.match(r"[^/=]*=~", text) else ("", "", text)
+    if not re.match(r"~[^/\s]*(/|$)", path):
+        return text
+    expanded = os.path.expanduser(path)
+    if expanded == path and not os.path.lexists(path):
+        raise ValueError(f"{text}: there is no home folder in place of {path.partition('/')[0]}; expected a path")
+    return f"{name}{equals}{expanded}"

@@ -29,6 +29,7 @@ from lordfast.training.config import check_choices
 from lordfast.training.examples import check_readable, list_folder, report_cut
 from lordfast.training.placement import check_placement, load_placed, recompute
 from lordfast.training.processes import make_accelerator, on_main, open_run
+from lordfast.training.results import check_outputs
 from lordfast.training.run import RunFolder
 from lordfast.training.speed import speed_up
 from lordfast.training.team import Team
@@ -69,7 +70,11 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
     # Nothing of it computes here: half precision is the model's own affair.
     accelerator = make_accelerator("fp32", resolve_device(config.device))
     command = f"attack {name}"
-    finished = on_main(accelerator, lambda: RunFolder.inspect(config, command) or finished_share(config.out, share))
+    # Images of a surrogate's training, or of a division into shares, depend on what else there is.
+    grows = attack.schedule is None and share.count == 1
+    finished = on_main(
+        accelerator, lambda: RunFolder.inspect(config, command, grows) or finished_share(config.out, share)
+    )
     if finished is not None:
         return finished
     whole = "surrogate unet" if getattr(config, "surrogate", None) == "unet" else None
@@ -95,7 +100,7 @@ def run_attack(name: str, config: AttackConfig) -> dict[str, Any]:
         surrogate = FineTuned(model, config, config, captions, TensorCache(config.cache_dir))  # type: ignore[arg-type]
         placed.settle()
 
-    run = open_run(config, command, accelerator, f"metrics{share.name.replace('-', '.', 1)}")
+    run = open_run(config, command, accelerator, f"metrics{share.name.replace('-', '.', 1)}", grows)
     started = time.perf_counter()
     if archives:
         _attack_archives(work, archives, run)
@@ -127,7 +132,9 @@ def _attack_jobs(work: _Work, jobs: Sequence[Job], surrogate: FineTuned | None, 
         def keep() -> None:
             # Batches that are not finished are attacked, and logged, again.
             done = {job.output for batch in batches if is_done(run.path, batch) for job in batch}
-            run.keep(lambda row: row["output"] in done)
+            place_of = {job.output: job.step for job in jobs}
+            check_outputs(run.rows(), {job.record.name: job.output for job in jobs})
+            run.keep(lambda row: row["output"] in done, lambda row: place_of[row["output"]])
 
         team.on_main(keep)
         attack_images(
@@ -154,8 +161,8 @@ def _attack_jobs(work: _Work, jobs: Sequence[Job], surrogate: FineTuned | None, 
 def _attack_archives(work: _Work, archives: Sequence[tuple[int, Path]], run: RunFolder) -> None:
     config, team = work.config, work.team
     mine = work.share.of(archives)
-    done = {path.name for _, path in mine if (run.path / path.name).exists()}
-    team.on_main(lambda: run.keep(lambda row: row["output"] in done))
+    done = {path.name: number for number, path in mine if (run.path / path.name).exists()}
+    team.on_main(lambda: run.keep(lambda row: row["output"] in done, lambda row: done[row["output"]]))
     reading = Reading(config.size, work.side, config.prompt, config.skip_bad)
     log = run.of_process(team.rank).log
     attack_archives(

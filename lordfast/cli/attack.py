@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lordfast.cli.choose import choose
 from lordfast.cli.parse import parse, report, run_resumable
+from lordfast.files import expand_user
 
 if TYPE_CHECKING:
     from lordfast.evaluation.transfer import TransferConfig
@@ -65,6 +66,7 @@ def _transfer_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         found, rest = flags.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise ValueError(f"{str(error.argument_name).removeprefix('--')}: {error.message}") from error
+    found.to = [expand_user(word) for word in found.to]
     if found.prompts and not found.to:
         raise ValueError("transfer-prompts: came without transfer-to; expected at least one target model too")
     return found, rest

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from lordfast.files import expand_user
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of --fit."""
@@ -27,7 +29,7 @@ def run_fit(options: argparse.Namespace) -> None:
     Raises:
         ValueError: no such model, memory or resolution.
     """
-    found = collect(options.fit, options.memory, options.task, options.resolution, options.dtype)
+    found = collect(expand_user(options.fit), options.memory, options.task, options.resolution, options.dtype)
     print(json.dumps(found, indent=2) if options.json else to_text(found))
 
 

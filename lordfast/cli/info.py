@@ -66,6 +66,7 @@ def explain_case(m: str, n: str, k: str, dtype: str, device: str | None) -> list
     """What decides the backend of a LoRD layer's forward and backward pass, as JSON values."""
     import torch
 
+    from lordfast.host import resolve_device
     from lordfast.ops.explain import explain_lord
 
     dtypes = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -77,7 +78,7 @@ def explain_case(m: str, n: str, k: str, dtype: str, device: str | None) -> list
         if not text.isdecimal():
             raise ValueError(f"--explain: {letter} is {text!r}; expected a positive integer")
         sizes.append(int(text))
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = resolve_device("auto" if device is None else device)
     tokens, outputs, inputs = sizes
     return [asdict(found) for found in explain_lord(tokens, outputs, inputs, getattr(torch, name), where)]
 

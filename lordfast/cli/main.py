@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -28,6 +29,10 @@ COMMANDS = {
 }
 
 
+_WIDTHS = (40, 1000)
+"""Columns of a terminal: in fewer, the parser never finds a layout; more is a mistake."""
+
+
 def usage() -> str:
     """The text of ``lordfast --help``."""
     width = max(map(len, COMMANDS))
@@ -47,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # As standard error: a file name that is no text must not end a run that went well.
         sys.stdout.reconfigure(errors="backslashreplace")
     args = list(sys.argv[1:] if argv is None else argv)
+    _settle_terminal()
+    # Several libraries take an empty one for the working folder.
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TORCH_HOME", "TRITON_CACHE_DIR"):
+        if os.environ.get(name) == "":
+            del os.environ[name]
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if args else 2
@@ -59,6 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: no command {args[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return _run(args[0], args[1:])
+
+
+def _settle_terminal() -> None:
+    """Have what is printed arrive: in any encoding, and in a width in which help can be set."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    width = shutil.get_terminal_size().columns
+    if not _WIDTHS[0] <= width <= _WIDTHS[1]:
+        os.environ["COLUMNS"] = str(min(max(width, _WIDTHS[0]), _WIDTHS[1]))
 
 
 def _run(command: str, args: list[str]) -> int:

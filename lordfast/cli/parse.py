@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from lordfast.training.config import read_yaml, to_flags
+from lordfast.training.config import check_types, expand_paths, read_yaml, to_flags
 from lordfast.training.interrupt import Interrupted
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def parse(
         note: a paragraph for ``--help`` on what the config does not hold.
 
     Raises:
-        ValueError: an unknown preset, or a YAML file that is unreadable, foreign or has unknown fields.
+        ValueError: an unknown preset; a YAML file that is unreadable, foreign, or has unknown fields or values of
+            another type; a path in the home folder of nobody.
         SystemExit: from tyro, for bad flags and ``--help``.
     """
     presets = presets or {}
@@ -74,7 +75,7 @@ def parse(
         description=(cls.__doc__ or "") + extra,
         args=flags + rest,
     )
-    return dataclasses.replace(config, **mappings)
+    return expand_paths(dataclasses.replace(config, **mappings))
 
 
 def report(line: str) -> None:
@@ -88,6 +89,7 @@ def _checked(cls: type[Any], path: str, values: dict[str, Any]) -> dict[str, Any
     unknown = [name for name in values if name not in names]
     if unknown:
         raise ValueError(f"config: {path} sets {', '.join(map(repr, unknown))}, which this command does not have")
+    check_types(values, cls, f"config: {path}")
     return values
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lordfast.files import expand_user
+
 
 def run(args: list[str]) -> None:
     """Parse, and write the page of a run."""
@@ -13,9 +15,9 @@ def run(args: list[str]) -> None:
         description="Write report.html of any run or experiment, finished or not: pictures, curves, tables with "
         "intervals, settings, versions and times. The page holds everything it shows and loads nothing.",
     )
-    parser.add_argument("folder", metavar="RUN", type=Path, help="the --out folder of any command")
+    parser.add_argument("folder", metavar="RUN", type=_path, help="the --out folder of any command")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="where to write the page; default: report.html in the run folder"
+        "--out", metavar="FILE", type=_path, help="where to write the page; default: report.html in the run folder"
     )
     parser.add_argument(
         "--megabytes",
@@ -25,11 +27,15 @@ def run(args: list[str]) -> None:
         help="how much of pictures the page may hold (default: %(default)g)",
     )
     found = parser.parse_args(args)
-    if not found.megabytes >= 0:
+    if not 0 <= found.megabytes < float("inf"):
         raise ValueError(f"megabytes: expected a number of 0 or more, got {found.megabytes}")
     if found.out is not None and found.out.is_dir():
         raise ValueError(f"out: {found.out} is a folder; expected a file to write")
     print(_write(found.folder, found.out, int(found.megabytes * 1e6)))
+
+
+def _path(text: str) -> Path:
+    return Path(expand_user(text))
 
 
 def _write(folder: Path, out: Path | None, budget: int) -> Path:

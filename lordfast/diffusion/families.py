@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lordfast.diffusion import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
-from lordfast.diffusion.model import DTYPES, LatentDiffusion, resolve_device
+from lordfast.diffusion.model import DTYPES, LatentDiffusion
 from lordfast.diffusion.resolve import resolve_model
+from lordfast.host import resolve_device, without_launcher_variables
 
 _LOADERS: dict[str, Callable[..., LatentDiffusion]] = {
     "StableDiffusionPipeline": stable_diffusion.load,
@@ -38,7 +39,7 @@ def load_model(model: str | Path, *, device: str = "auto", dtype: str = "fp32") 
     family = index["_class_name"]
     if family not in _LOADERS:
         raise ValueError(f"model: {model} is a {family}; supported are {', '.join(_LOADERS)}")
-    with warnings.catch_warnings():
+    with without_launcher_variables(), warnings.catch_warnings():
         # transformers announces a missing torchvision, which nothing here needs.
         warnings.filterwarnings("ignore", message=".*torchvision.*")
         return _LOADERS[family](source, index=index, name=str(model), device=resolved_device, dtype=DTYPES[dtype])

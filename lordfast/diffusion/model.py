@@ -28,24 +28,6 @@ Tokens = dict[str, Tensor]
 """Token ids of each text encoder, each (B, L)."""
 
 
-def resolve_device(device: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else CPU; anything else is what `torch.device` takes.
-
-    Raises:
-        ValueError: the device is unknown, or is CUDA on a machine without it.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device: {device!r} is no torch device; expected auto, cpu, cuda or cuda:N") from error
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        there = torch.cuda.device_count()
-        raise ValueError(f"device: {device!r} was asked for, but torch {torch.__version__} sees {there} CUDA devices")
-    return resolved
-
-
 class LatentDiffusion:
     """The frozen parts of a pipeline and what one does with them; each model family is a subclass in a file of its own.
 

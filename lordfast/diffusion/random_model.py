@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from lordfast.diffusion.model import DTYPES, LatentDiffusion, resolve_device
+from lordfast.diffusion.model import DTYPES, LatentDiffusion
 from lordfast.diffusion.stable_diffusion import StableDiffusion
 from lordfast.diffusion.stable_diffusion_3 import StableDiffusion3
 from lordfast.diffusion.stable_diffusion_xl import StableDiffusionXL
 from lordfast.diffusion.topologies import Topology, build_denoiser, build_text_encoders, build_vae, find_topology
+from lordfast.host import resolve_device
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lordfast.diffusion.families import pipeline_index
-from lordfast.diffusion.model import DTYPES, resolve_device
+from lordfast.diffusion.model import DTYPES
 from lordfast.diffusion.resolve import resolve_model
+from lordfast.host import resolve_device
 
 
 def load_upscaler(upscaler: str | Path, *, device: str = "auto", dtype: str = "fp32") -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import lordfast
+from lordfast.host import resolve_device
 from lordfast.ops import _native
 from lordfast.ops.choice import device_key
 
@@ -25,20 +26,10 @@ def find_device(name: str) -> torch.device:
     Raises:
         ValueError: no such device, or one that the benchmarks can't time.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: {name!r} is no torch device; expected auto, cpu, cuda or cuda:N") from error
+    device = resolve_device(name)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device: {name!r} can't be timed here; expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise ValueError(f"device: {name!r} was asked for, torch finds {count} CUDA devices")
-        device = torch.device("cuda", device.index or 0)
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def cache_bytes(device: torch.device) -> int:

@@ -150,6 +150,8 @@ class Recorder:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"
             self._profiler.export_chrome_trace(str(path))
+            if not path.exists():
+                raise OSError(f"{path}: the profiler could not write its trace; expected room for it")
             self.found.trace = json.loads(path.read_text(encoding="utf-8"))
         self._profiler = None
 

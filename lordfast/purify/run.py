@@ -17,7 +17,6 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from lordfast.data import ImageRecord, load_layers, output_names
 from lordfast.data.images import Layers, fit_layers, on_white, parse_resolution
-from lordfast.diffusion import content_key
 from lordfast.pixels import Uint8Image
 from lordfast.purify.config import BatchPurifier, PurifyConfig
 from lordfast.purify.registry import PURIFIERS
@@ -25,7 +24,7 @@ from lordfast.training.config import check_choices
 from lordfast.training.examples import check_readable, list_folder
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
-from lordfast.training.results import images_changed, memory_advice, save_result
+from lordfast.training.results import check_outputs, memory_advice, save_result
 from lordfast.training.run import RunFolder
 
 
@@ -64,13 +63,13 @@ def run_purify(name: str, config: PurifyConfig) -> dict[str, Any]:
     check_choices(config)
     records = list_folder(config.images, "images", skip_bad=config.skip_bad)
     command = f"purify {name}"
-    finished = RunFolder.inspect(config, command)
+    finished = RunFolder.inspect(config, command, grows=True)
     if finished is not None:
         return finished
     batch_purifier = purifier.build(config)
     jobs = _readable(records, config)
 
-    run = RunFolder.open(config, command)
+    run = RunFolder.open(config, command, grows=True)
     started = time.perf_counter()
     _purify(run, batch_purifier, _batches(jobs, config.batch_size), config.resolution)
     rows = run.rows()
@@ -118,41 +117,34 @@ def _batches(jobs: Sequence[_Job], batch_size: int) -> list[list[_Job]]:
 
 def _purify(run: RunFolder, purifier: BatchPurifier, batches: Sequence[list[_Job]], resolution: int | None) -> None:
     logged = {row["output"]: row for row in run.rows()}
+    check_outputs(logged.values(), {job.record.name: job.output for batch in batches for job in batch})
     done = {
         number
         for number, batch in enumerate(batches)
         if all(job.output in logged and (run.path / job.output).exists() for job in batch)
     }
-    kept = {job.output for number in done for job in batches[number]}
-    run.keep(lambda row: row["output"] in kept)
+    kept = {job.output: job.step for number in done for job in batches[number]}
+    run.keep(lambda row: row["output"] in kept, lambda row: kept[row["output"]])
     total = sum(map(len, batches)) * purifier.ticks
     with StopOnSignal() as stop, progress("purifying", total) as advance:
         for number, batch in enumerate(batches):
-            read = [_read(job.record, resolution) for job in batch]
-            inputs = [content_key(*pair) for pair in read]
             if number in done:
-                for job, key in zip(batch, inputs, strict=True):
-                    _check_kept(job, key, logged[job.output]["input"])
                 advance(len(batch) * purifier.ticks)
                 continue
+            read = [_read(job.record, resolution) for job in batch]
             seen = [on_white(*layers) for layers in read]
             height, width = batch[0].size
             images = f"{len(batch)} images of {width} x {height} pixels"
             with memory_advice(images, "the device", "a --tile or --resolution, or dtype bf16"):
                 purified = purifier.apply(seen, partial(advance, len(batch)))
             results = [_changed(*each) for each in zip(read, seen, purified, strict=True)]
-            for job, key, image, result in zip(batch, inputs, seen, results, strict=True):
-                row = {"step": job.step, "image": job.record.name, "output": job.output, "input": key}
+            for job, image, result in zip(batch, seen, results, strict=True):
+                row = {"step": job.step, "image": job.record.name, "output": job.output}
                 run.log(row | {"psnr": _psnr(on_white(*result), image)})
             for job, result in zip(batch, results, strict=True):
                 save_result(job.record, _picture(*result), run.path / job.output)
             if stop.requested and number + 1 < len(batches):
                 raise Interrupted(f"after {number + 1} of {len(batches)} batches")
-
-
-def _check_kept(job: _Job, now: str, then: str) -> None:
-    if now != then:
-        raise images_changed(f"{job.output} was made of another {job.record.path}")
 
 
 def _changed(layers: Layers, seen: Uint8Image, purified: Uint8Image) -> Layers:

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lordfast.files import naming
+
 logger = logging.getLogger(__name__)
 
 _FILES = ("weights.safetensors", "state.pt")
@@ -25,21 +27,28 @@ def _digest(path: Path) -> str:
 
 
 def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: dict[str, Any], keep: int) -> Path:
-    """Write ``folder/step-N`` under a temporary name, sync it, rename it; then drop all but the newest `keep`."""
+    """Write ``folder/step-N`` under a temporary name, sync it, rename it; then drop all but the newest `keep`.
+
+    Raises:
+        OSError: the disk is full, or does not take it; nothing of it stays then.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     temporary, final = folder / f".step-{step:08d}", folder / f"step-{step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / "weights.safetensors"
-    )
-    torch.save(state, temporary / "state.pt")
-    files = {name: _digest(temporary / name) for name in _FILES}
-    (temporary / "checkpoint.json").write_text(json.dumps({"step": step, "files": files}), encoding="utf-8")
-    for path in (*temporary.iterdir(), temporary):
-        _sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    try:
+        with naming(final):
+            held = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+            save_file(held, temporary / "weights.safetensors")
+            torch.save(state, temporary / "state.pt")
+            files = {name: _digest(temporary / name) for name in _FILES}
+            (temporary / "checkpoint.json").write_text(json.dumps({"step": step, "files": files}), encoding="utf-8")
+            for path in (*temporary.iterdir(), temporary):
+                _sync(path)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     _sync(folder)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)

@@ -40,7 +40,8 @@ def wants_fsdp(config: FsdpOptions, accelerator: Any) -> bool:
     if not (config.fsdp or os.environ.get(FSDP_FLAG, "").lower() == "true"):
         return False
     if accelerator.num_processes == 1:
-        raise ValueError("fsdp: expected several processes, which torchrun or accelerate launch starts; got one")
+        asked = "fsdp" if config.fsdp else f"fsdp, which {FSDP_FLAG} in the environment asks for"
+        raise ValueError(f"{asked}: expected several processes, which torchrun or accelerate launch starts; got one")
     # Both reach for weights of several blocks at a time, or of blocks that are not gathered.
     attention = getattr(config, "attention", "sdpa")
     for name, given in (

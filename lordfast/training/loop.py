@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from lordfast.host import without_launcher_variables
 from lordfast.ranges import phase
 from lordfast.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from lordfast.training.config import RunConfig, check_choices
@@ -132,6 +133,8 @@ def total_steps(config: TrainingConfig, examples: int, processes: int) -> int:
     return -(-examples * config.epochs // effective_batch(config, processes))
 
 
+# Accelerate reads some of them when it prepares the model, and later.
+@without_launcher_variables()
 def train(
     objective: Objective,
     batches: Batches,
@@ -168,7 +171,8 @@ def train(
     Raises:
         Interrupted: SIGINT or SIGTERM came; a checkpoint of the last finished step lies in `run`.
         ValueError: the loss or the gradient became NaN or infinite; the message names the step, whose update, like
-            any later one, the weights have not taken.
+            any later one, the weights have not taken. The last update before a checkpoint made weights NaN or
+            infinite; no checkpoint holds them.
     """
     from diffusers.optimization import get_scheduler
 
@@ -234,6 +238,8 @@ def train(
             if save or last or halt:
                 halt = record(waiting) or halt
                 waiting = None
+            if save or last:
+                _check_finite(trainable, step + 1)
             if run is not None and run.write and save:
                 state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), **drawn_from}
                 if accelerator.scaler is not None:
@@ -254,6 +260,13 @@ def train(
         "loss": sum(tail) / len(tail) if tail else None,
         "seconds": round(time.perf_counter() - started, 2),
     }
+
+
+def _check_finite(weights: Mapping[str, Tensor], step: int) -> None:
+    """Raise ValueError where the last update made weights NaN or infinite, of which its loss says nothing yet."""
+    if not torch.stack([value.detach().isfinite().all() for value in weights.values()]).all():
+        name = next(name for name, value in weights.items() if not value.detach().isfinite().all())
+        raise ValueError(f"step {step}: its update made weights NaN or infinite, such as {name}; expected a smaller lr")
 
 
 def _restore(

@@ -15,7 +15,6 @@ from PIL import Image
 from lordfast.data import ImageRecord, image_grid, load_image, load_layers, output_names, save_png
 from lordfast.data.captions import METADATA_NAME
 from lordfast.data.images import Layers, fit_layers, on_white, parse_resolution
-from lordfast.diffusion import content_key
 from lordfast.files import write_atomic
 from lordfast.pixels import Uint8Image
 from lordfast.training.config import RunConfig, check_choices
@@ -72,7 +71,6 @@ class _Job:
     record: ImageRecord
     variant: int
     paths: dict[str, str]
-    key: str
 
 
 def run_pairs(config: PairsConfig, kind: Kind) -> dict[str, Any]:
@@ -89,29 +87,26 @@ def run_pairs(config: PairsConfig, kind: Kind) -> dict[str, Any]:
     """
     _check(config)
     records = list_folder(config.images, "images", prompt=config.prompt, skip_bad=config.skip_bad)
-    finished = RunFolder.inspect(config, kind.command)
+    finished = RunFolder.inspect(config, kind.command, grows=True)
     if finished is not None:
         return finished
     outputs = dict(zip((record.name for record in records), output_names(records), strict=True))
 
-    def check(record: ImageRecord) -> str:
+    def check(record: ImageRecord) -> None:
         image = load_layers(record.path)
         for variant in range(1, config.variants + 1):
             try:
                 kind.check(_cut(image, record, variant, config), _rng(config, kind.command, record, variant))
             except ValueError as error:
                 raise ValueError(f"{error} ({record.path})") from error
-        return content_key(*image, record.caption)
 
-    usable = dict(check_readable(records, check, skip_bad=config.skip_bad))
+    usable = [record for record, _ in check_readable(records, check, skip_bad=config.skip_bad)]
     skipped = [str(record.path) for record in records if record not in usable]
     jobs = list(_jobs(usable, outputs, config.variants, kind))
-    run = RunFolder.open(config, kind.command)
+    run = RunFolder.open(config, kind.command, grows=True)
     started = time.perf_counter()
     rows = _make_all(run, jobs, config, kind)
-    lines = [
-        json.dumps({k: v for k, v in row.items() if k not in ("step", "input")}, ensure_ascii=False) for row in rows
-    ]
+    lines = [json.dumps({k: v for k, v in row.items() if k != "step"}, ensure_ascii=False) for row in rows]
     write_atomic(run.path / METADATA_NAME, "".join(f"{line}\n" for line in lines))
     save_png(_preview(run.path, rows, kind), run.path / "preview" / "grid.png")
     counted = {"images": len(usable), "skipped": skipped, "pairs": len(rows)}
@@ -128,13 +123,13 @@ def _check(config: PairsConfig) -> None:
         raise ValueError("crop: random needs a resolution to cut to, got none")
 
 
-def _jobs(keys: Mapping[ImageRecord, str], outputs: Mapping[str, str], variants: int, kind: Kind) -> Iterator[_Job]:
-    for number, (record, key) in enumerate(keys.items()):
+def _jobs(usable: Sequence[ImageRecord], outputs: Mapping[str, str], variants: int, kind: Kind) -> Iterator[_Job]:
+    for number, record in enumerate(usable):
         for variant in range(1, variants + 1):
             # A sub-folder and not a suffix: no image of any name can collide with another's variant.
             name = outputs[record.name] if variants == 1 else f"{variant}/{outputs[record.name]}"
             paths = {field: f"{folder}/{name}" for field, folder in kind.folders.items()}
-            yield _Job(number * variants + variant, record, variant, paths, key)
+            yield _Job(number * variants + variant, record, variant, paths)
 
 
 def _rng(config: PairsConfig, purpose: str, record: ImageRecord, variant: int) -> np.random.Generator:
@@ -150,7 +145,10 @@ def _cut(image: Layers, record: ImageRecord, variant: int, config: PairsConfig) 
 def _make_all(run: RunFolder, jobs: list[_Job], config: PairsConfig, kind: Kind) -> list[dict[str, Any]]:
     """Make the pairs that are not there yet; the rows of all, in order."""
     _check_kept(run, jobs)
-    kept = run.keep(lambda row: all((run.path / row[field]).exists() for field in kind.folders))
+    steps = {job.paths["file_name"]: job.step for job in jobs}
+    kept = run.keep(
+        lambda row: all((run.path / row[field]).exists() for field in kind.folders), lambda row: steps[row["file_name"]]
+    )
     rows = {row["step"]: row for row in kept}
     left = [job for job in jobs if job.step not in rows]
     with StopOnSignal() as stop, progress("pairs", len(jobs), start=len(rows)) as advance:
@@ -163,7 +161,7 @@ def _make_all(run: RunFolder, jobs: list[_Job], config: PairsConfig, kind: Kind)
                 beside = PurePosixPath(job.paths["file_name"]).with_suffix(".txt")
                 write_atomic(run.path / beside, job.record.caption)
             row = {"step": job.step, **job.paths, "text": job.record.caption, "source": job.record.name}
-            rows[job.step] = {**row, "variant": job.variant, "input": job.key, **more}
+            rows[job.step] = {**row, "variant": job.variant, **more}
             # After its files: a pair with a row is a finished one.
             run.log(rows[job.step])
             advance()
@@ -173,12 +171,12 @@ def _make_all(run: RunFolder, jobs: list[_Job], config: PairsConfig, kind: Kind)
 
 
 def _check_kept(run: RunFolder, jobs: Sequence[_Job]) -> None:
-    """Raise ValueError where an earlier session made a pair of another image or caption, or of an image now gone."""
-    expected = {job.step: job for job in jobs}
+    """Raise ValueError where images that were added beside others change what a pair is called."""
+    expected = {job.paths["file_name"]: job for job in jobs}
     for row in run.rows():
-        job = expected.get(row["step"])
-        if job is None or (job.record.name, job.key) != (row["source"], row["input"]):
-            raise images_changed(f"{row['file_name']} was made of another {row['source']}")
+        job = expected.get(row["file_name"])
+        if job is None or job.record.name != row["source"]:
+            raise images_changed(f"{row['file_name']} was made of {row['source']}, which has another name now")
 
 
 def _preview(run: Path, rows: list[dict[str, Any]], kind: Kind) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from lordfast.host import without_launcher_variables
 from lordfast.training.config import RunConfig
 from lordfast.training.interrupt import Interrupted
 from lordfast.training.run import RunFolder
@@ -32,7 +32,7 @@ def make_accelerator(dtype: str, device: torch.device, loss_scale: float | None 
             left out.
 
     Raises:
-        ValueError: fp16 training on a CPU, which has no fp16 gradient scaling.
+        ValueError: fp16 training on a CPU, which has no fp16 gradient scaling; a device that Accelerate does not use.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -51,13 +51,12 @@ def make_accelerator(dtype: str, device: torch.device, loss_scale: float | None 
     if loss_scale is not None:
         handlers.append(GradScalerKwargs(init_scale=loss_scale))
     precision = "no" if dtype == "fp32" else dtype
-    # lordfast shards by itself, see fsdp.py: accelerate would put adapters and the frozen base into one group.
-    flag = os.environ.pop(FSDP_FLAG, None)
-    try:
-        return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=handlers)
-    finally:
-        if flag is not None:
-            os.environ[FSDP_FLAG] = flag
+    # FSDP too: lordfast shards by itself, see fsdp.py; accelerate would put adapters and the base into one group.
+    with without_launcher_variables():
+        accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=handlers)
+    if accelerator.device.type != device.type:
+        raise ValueError(f"device: {device} was asked for, but training here runs on {accelerator.device}")
+    return accelerator
 
 
 def on_main(accelerator: Any, work: Callable[[], T]) -> T:
@@ -105,9 +104,11 @@ def on_all(accelerator: Any, work: Callable[[], T]) -> list[T]:
     return [result for result, _ in found]
 
 
-def open_run(config: RunConfig, command: str, accelerator: Any, stem: str = "metrics") -> RunFolder:
+def open_run(
+    config: RunConfig, command: str, accelerator: Any, stem: str = "metrics", grows: bool = False
+) -> RunFolder:
     """`RunFolder.open` once for all processes; only the main one writes into what comes back."""
     # Other shares of the run may be at work.
     alone = getattr(config, "share", None) is None
-    on_main(accelerator, lambda: RunFolder.open(config, command, alone).path)
+    on_main(accelerator, lambda: RunFolder.open(config, command, alone, grows).path)
     return RunFolder(Path(config.out), write=accelerator.is_main_process, stem=stem)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -27,6 +28,18 @@ def images_changed(what: str) -> ValueError:
     return ValueError(
         f"resume: {what}: the images changed since the run began; expected the same images, or --overwrite"
     )
+
+
+def check_outputs(rows: Iterable[dict[str, Any]], outputs: Mapping[str, str]) -> None:
+    """Raise ValueError where an image's result is no longer called as in `rows`, for others were added beside it.
+
+    Args:
+        rows: of an earlier session, with ``image`` and ``output``.
+        outputs: image -> what its result is called now.
+    """
+    for row in rows:
+        if (now := outputs.get(row["image"], row["output"])) != row["output"]:
+            raise images_changed(f"{row['image']} became {row['output']}, which would be {now} now, beside others")
 
 
 @contextmanager

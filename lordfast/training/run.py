@@ -1,14 +1,16 @@
-"""The run folder: config.yaml, environment.json, metrics.jsonl, summary.json, checkpoints/ and the product."""
+"""The run folder: config.yaml, environment.json, inputs.json, metrics.jsonl, summary.json, checkpoints/, product."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,12 @@ from typing import Any
 import torch
 import yaml
 
-from lordfast.files import is_temporary, sweep, write_atomic
-from lordfast.training.config import RunConfig, changes, read_yaml, write_yaml
+from lordfast.files import is_temporary, naming, sweep, write_atomic
+from lordfast.host import recorded_variables, resolve_device
+from lordfast.training.config import RunConfig, changes, check_choices, read_yaml, write_yaml
+from lordfast.training.inputs import INPUTS_NAME, changed_inputs, load_inputs, read_inputs
+
+logger = logging.getLogger(__name__)
 
 # Config fields whose folders are searched for images.
 _IMAGE_FOLDERS = ("images", "data", "instance_data", "class_data")
@@ -30,7 +36,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware, for environment.json."""
+    """Versions, hardware and the environment variables that libraries compute by, for environment.json."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -47,6 +53,7 @@ def environment() -> dict[str, Any]:
         "cuda": torch.cuda.get_device_name() if cuda else None,
         "cuda_version": torch.version.cuda,
         "packages": versions,
+        "variables": recorded_variables(),
     }
 
 
@@ -63,8 +70,11 @@ class RunFolder:
         self._stem = stem
 
     @classmethod
-    def inspect(cls, config: RunConfig, command: str) -> dict[str, Any] | None:
+    def inspect(cls, config: RunConfig, command: str, grows: bool = False) -> dict[str, Any] | None:
         """Raise what `open` would raise, before long work and without touching anything.
+
+        Args:
+            grows: images that were added since the run began are made, too: they change nothing about the others.
 
         Returns:
             The summary of a finished run that is resumed: there is nothing left to do. Else None.
@@ -72,10 +82,13 @@ class RunFolder:
         Raises:
             ValueError: the folder holds another run and neither ``resume`` nor ``overwrite`` was given; it holds
                 files that are no run; it lies inside a folder of images that the run reads; the run to resume has
-                another config (every differing field is named); what is to be overwritten holds an input of this run;
-                torchrun started several processes, and this one has not joined the others.
+                another config (every differing field is named), or read files that have changed since (likewise); what
+                is to be overwritten holds an input of this run; torchrun started several processes, and this one has
+                not joined the others; a setting that no run can have (`check_choices`); a device that is not there.
         """
         _check_alone(command)
+        check_choices(config)
+        resolve_device(config.device)
         path = Path(config.out)
         if path.exists() and not path.is_dir():
             raise ValueError(f"out: {path} is a file; expected a folder to write the run into")
@@ -86,7 +99,7 @@ class RunFolder:
         _check_outside(path, {name: Path(folder) for name, folder in folders.items() if isinstance(folder, str | Path)})
         if not _holds_run(path):
             # A job that shares the run with this one may be about to claim it,
-            if not path.exists() or all(is_temporary(inside) for inside in path.iterdir()):
+            if not path.exists() or all(is_temporary(file) or file.name == INPUTS_NAME for file in path.iterdir()):
                 return None
             # or has just done so: its config comes before everything else.
             if not _holds_run(path):
@@ -103,29 +116,43 @@ class RunFolder:
                 f"resume: the run in {path} has another config ({'; '.join(changed)}); give the same settings "
                 f"(--config {stored}), or another --out"
             )
-        return cls(path, write=False).summary()
+        return None if _has_grown(path, config, grows) else cls(path, write=False).summary()
 
     @classmethod
-    def open(cls, config: RunConfig, command: str, alone: bool = True) -> RunFolder:
+    def open(cls, config: RunConfig, command: str, alone: bool = True, grows: bool = False) -> RunFolder:
         """Claim ``config.out`` for a run of `command`, or pick up the interrupted run there. Raises as `inspect`.
 
         Args:
             alone: nobody else writes into it at this moment: halves of files in it are remains of a killed process,
                 and are deleted.
+            grows: as of `inspect`. With more images, a finished run is unfinished again.
         """
-        cls.inspect(config, command)
+        cls.inspect(config, command, grows)
         path = Path(config.out)
         if config.overwrite and path.exists():
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
         if alone:
             sweep(path)
-        # The config first: it is what makes the folder a run, which an interruption right here leaves resumable.
+        grown = config.resume and _holds_run(path) and _has_grown(path, config, grows)
+        run = cls(path)
+        run.record_inputs(config)
+        # The config makes the folder a run, which an interruption right here leaves resumable.
         if not (path / "config.yaml").exists():
             write_yaml(path / "config.yaml", command, config)
         if not (path / "environment.json").exists():
             write_json(path / "environment.json", environment())
-        return cls(path)
+        if grown:
+            (path / "summary.json").unlink(missing_ok=True)
+        return run
+
+    def record_inputs(self, config: RunConfig) -> None:
+        """Write down what the run reads; once more where it has itself added to that."""
+        if self.write:
+            known = load_inputs(self.path)
+            now = read_inputs(config, known or {})
+            if now != known:
+                write_json(self.path / INPUTS_NAME, now)
 
     @property
     def checkpoints(self) -> Path:
@@ -153,7 +180,8 @@ class RunFolder:
     def log(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl."""
         if self.write:
-            with (self.path / f"{self._stem}.jsonl").open("a", encoding="utf-8") as file:
+            path = self.path / f"{self._stem}.jsonl"
+            with naming(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
     def _files(self) -> list[Path]:
@@ -165,10 +193,15 @@ class RunFolder:
         """The whole rows of metrics.jsonl; an interruption can leave half of one, which is passed over."""
         return [row for path in self._files() for row in _rows(path)]
 
-    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    def keep(
+        self, wanted: Callable[[dict[str, Any]], bool], step: Callable[[dict[str, Any]], int] | None = None
+    ) -> list[dict[str, Any]]:
         """Drop the rows of metrics.jsonl that are not `wanted`, so that a resumed run writes each of them once.
 
         A share of a run looks into all files: an earlier session may have divided the work in another way.
+
+        Args:
+            step: the place of a row now, where it depends on how many there are.
 
         Returns:
             The rows that stay; none where this process does not write.
@@ -177,6 +210,8 @@ class RunFolder:
             return []
         files = self._files() if self._stem == "metrics" else sorted(self.path.glob("metrics*.jsonl"))
         rows = [row for path in files for row in _rows(path) if wanted(row)]
+        if step is not None:
+            rows = [{**row, "step": step(row)} for row in rows]
         return self._rewrite(rows if len(files) < 2 else _by_step(rows))
 
     def collect(self, tidy: bool = True) -> list[dict[str, Any]]:
@@ -213,6 +248,36 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _by_step(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     steps = {row["step"]: row for row in rows}
     return [steps[step] for step in sorted(steps)]
+
+
+def _has_grown(path: Path, config: RunConfig, grows: bool) -> bool:
+    """Whether images were added to what the run in `path` read when it began.
+
+    Raises:
+        ValueError: something else has changed about its inputs, or images were added to a run that does not grow.
+    """
+    then = load_inputs(path)
+    if then is None:
+        _say_unknown(path)
+        return False
+    changes, added = changed_inputs(then, read_inputs(config, then))
+    named = changes if grows else [*changes, *added]
+    if named:
+        more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+        raise ValueError(
+            f"resume: inputs of the run in {path} changed since it began ({'; '.join(named[:5])}{more}); expected the "
+            "same files. Put them back, or begin anew with --overwrite or another --out"
+        )
+    return bool(added)
+
+
+@cache
+def _say_unknown(path: Path) -> None:
+    logger.warning(
+        "%s has no %s, as runs of earlier versions: it goes on without a look at whether its inputs changed",
+        path,
+        INPUTS_NAME,
+    )
 
 
 def check_apart(config: RunConfig, folders: Mapping[str, Path]) -> None:

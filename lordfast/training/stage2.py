@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from lordfast.training.examples import (
 )
 from lordfast.training.fsdp import FsdpOptions, shard_base, wants_fsdp
 from lordfast.training.generate import draw_missing
+from lordfast.training.inputs import CLASS_IMAGE, class_folder
 from lordfast.training.loop import Batches, TrainingConfig, check_training, train
 from lordfast.training.lora import LORA_NAME, TARGETS, LoraObjective, add_lora, check_targets
 from lordfast.training.lord import LordOptions, load_frozen_lord, parse_lambda
@@ -153,8 +153,10 @@ def run_stage2(config: Stage2Config) -> dict[str, Any]:
     cache = TensorCache(config.cache_dir)
     batches: Batches = _batches(model, config, cache, images, config.instance_prompt)
     if config.prior_preservation:
-        folder = config.class_data or run.path / "class_images"
+        folder = class_folder(run.path, config.class_data)
         on_main(accelerator, lambda: draw_class_images(model, config, folder))
+        # What was drawn is an input from now on.
+        run.record_inputs(config)
         records = list_folder(folder, "class_data", captions="ignore", skip_bad=config.skip_bad)
         prior = _read(model, config, records)
         batches = WithPrior(batches, _batches(model, config, cache, prior, config.class_prompt or ""))
@@ -226,8 +228,7 @@ def draw_class_images(model: LatentDiffusion, config: Stage2Config, folder: Path
 
     A LoRD that is loaded draws along: the images show what the model knows before the LoRA changes it.
     """
-    own = re.compile(r"class-\d{4,}\.png")
-    brought = [record for record in existing_images(folder, config.skip_bad) if not own.fullmatch(record.name)]
+    brought = [r for r in existing_images(folder, config.skip_bad) if not CLASS_IMAGE.fullmatch(r.name)]
     paths = [folder / f"class-{i:04d}.png" for i in range(config.class_images - len(brought))]
     draw_missing(
         model,

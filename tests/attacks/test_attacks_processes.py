@@ -74,6 +74,7 @@ def results(run: Path) -> dict[str, Any]:
     assert sorted(path.name for path in run.iterdir() if path.suffix not in (".png", ".txt")) == [
         "config.yaml",
         "environment.json",
+        "inputs.json",
         "metrics.jsonl",
         "summary.json",
     ]

@@ -166,6 +166,10 @@ def test_an_image_that_changed_in_between_is_named(config, whole: Path, tmp_path
     before = first.read_bytes()
     try:
         first.write_bytes(second.read_bytes())
+        with pytest.raises(ValueError, match=rf"\(images: {first.name} replaced\); expected the same files"):
+            run_attack("pgd", config(run, resume=True))
+        # As runs of earlier versions, which recorded nothing.
+        (run / "inputs.json").unlink()
         with pytest.raises(ValueError, match=f"{sorted(images(run))[0]} is no perturbation of {first}: the images ch"):
             run_attack("pgd", config(run, resume=True))
     finally:

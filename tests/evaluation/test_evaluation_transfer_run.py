@@ -131,7 +131,7 @@ def outputs(run: Path, column: str, row: str) -> list[np.ndarray]:
 
 
 def test_the_run_folder_is_complete(whole: Path) -> None:
-    files = {"config.yaml", "environment.json", "metrics.jsonl", "summary.json"}
+    files = {"config.yaml", "environment.json", "inputs.json", "metrics.jsonl", "summary.json"}
     files |= {"matrix.json", "matrix.md", "matrix.csv"}
     assert {path.name for path in whole.iterdir()} >= files | {"matrix.png", "pictures.png"}
     matrix, summary = read(whole / "matrix.json"), read(whole / "summary.json")
@@ -267,7 +267,8 @@ def test_images_that_changed_in_between_are_refused(
         pixels[0, 0, 0] ^= 1
         save_png(pixels, changed)
     monkeypatch.setattr(variation, "vary", pressed)
-    with pytest.raises(ValueError, match=f"resume: {NAMES[1]} in .*: the images changed since the run began; expected"):
+    how = {"caption": "has another caption", "gone": "removed"}.get(change, "replaced")
+    with pytest.raises(ValueError, match=rf"resume: inputs of the run .*: {NAMES[1]} {how}\); expected"):
         run_transfer(build(tmp_path / "run", **changes, guidance=1.0, steps=1, resume=True))
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     with pytest.raises(KeyboardInterrupt):

@@ -121,7 +121,8 @@ def test_the_page_holds_everything_and_loads_nothing(profiled: tuple[str, Path])
 def test_a_run_leaves_what_every_run_leaves(profiled: tuple[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     job, out = profiled
     assert {p.name for p in out.iterdir()} == {
-        "config.yaml", "environment.json", "profile.json", "profile.html", "summary.json", "trace.json.gz",
+        "config.yaml", "environment.json", "inputs.json",
+        "profile.json", "profile.html", "summary.json", "trace.json.gz",
     }  # fmt: skip
     summary, profile = json.loads((out / "summary.json").read_text()), read(out)
     assert summary["seconds_per_step"] == profile["seconds"] and summary["mfu"] == profile["mfu"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -165,12 +166,45 @@ def test_metrics_hold_a_row_a_step_with_every_metric_of_the_objective(toy: Any, 
         assert row["lr"] == 1e-2 and row["grad_norm"] > 0
 
 
+def test_an_update_that_breaks_the_weights_is_never_saved(toy: Any, tmp_path: Path) -> None:
+    # The loss of the last step is fine: it was taken before the update.
+    with pytest.raises(ValueError, match="step 1: its update made weights NaN or infinite, such as net"):
+        toy("run", steps=1, lr=1e38, weight_decay=10.0)
+    assert not list((tmp_path / "run").rglob("step-*"))
+
+
+def test_what_a_launcher_left_in_the_environment_changes_nothing(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = toy("plain", accumulate=2)[0]
+    variables = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_USE_FSDP": "true",
+        "ACCELERATE_USE_MEGATRON_LM": "true",
+        "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+        "ACCELERATE_TORCH_DEVICE": "meta",
+        "ACCELERATE_FP8_BACKEND": "TE",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    launched = toy("launched", accumulate=2)[0]
+    for name, value in plain.named_parameters():
+        assert torch.equal(dict(launched.named_parameters())[name], value)
+    assert {name: os.environ[name] for name in variables} == variables
+    recorded = json.loads((tmp_path / "launched" / "environment.json").read_text())["variables"]
+    assert recorded.items() >= variables.items()
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
         ({"steps": 0}, "steps: expected at least 1, got 0"),
         ({"batch_size": -1}, "batch_size: expected at least 1, got -1"),
-        ({"lr": float("nan")}, "lr: expected 0 or more, got nan"),
+        ({"lr": float("nan")}, "lr: expected a finite number, got nan"),
         ({"clip_norm": -1.0}, "clip_norm"),
         ({"keep_checkpoints": 0}, "keep_checkpoints"),
         ({"warmup_steps": 5}, "warmup_steps: lr_schedule constant has no warm-up"),

@@ -12,6 +12,7 @@ import yaml
 
 from lordfast.attacks.registry import find_attack
 from lordfast.purify.registry import PURIFIERS
+from lordfast.training.config import check_types
 
 
 def attack_class(name: str) -> type[Any]:
@@ -83,6 +84,9 @@ def read_options(
         name = str(key).replace("-", "_")
         if name not in free:
             raise ValueError(f"{argument}: expected options among {', '.join(free)}, got {key!r}")
+        if not isinstance(value, str | list | tuple) and {str, Path} & {hints[name], *get_args(hints[name])}:
+            # Anything has a text, which nobody wrote: no would become the prompt "false".
+            check_types({name: value}, cls, argument)
         found[name] = _typed(value, hints[name], f"{argument}: {name}")
     return found
 

@@ -24,7 +24,6 @@ from lordfast.files import write_atomic
 from lordfast.training.examples import report_cut
 from lordfast.training.interrupt import Interrupted, StopOnSignal
 from lordfast.training.progress import progress
-from lordfast.training.results import images_changed
 from lordfast.training.run import RunFolder, write_json
 
 Cells = dict[tuple[str, str], dict[str, Any]]
@@ -48,7 +47,6 @@ def run_transfer(config: TransferConfig) -> dict[str, Any]:
         return finished
     plan = make_plan(config)
     run = RunFolder.open(config, "transfer")
-    _check_inputs(run, plan)
     started = time.perf_counter()
     matrix = assemble(
         [plan.twins.description(row) for row in plan.twins.rows],
@@ -68,20 +66,6 @@ def run_transfer(config: TransferConfig) -> dict[str, Any]:
         write_pictures(plan.twins, plan.columns, run.path, config.pictures)
     counted = {"images": len(plan.twins), "skipped": plan.twins.skipped}
     return run.finish({**counted, **matrix, "seconds": round(time.perf_counter() - started, 2)})
-
-
-def _check_inputs(run: RunFolder, plan: Plan) -> None:
-    """Write down what this run reads, or raise ValueError where that is not what the interrupted run read."""
-    # The folders beside it are called as columns are, which have no dot in front.
-    path, now = run.checkpoints / ".inputs.json", dict(zip(plan.twins.names, plan.twins.keys, strict=True))
-    if not path.exists():
-        write_json(path, now)
-        return
-    then = json.loads(path.read_text(encoding="utf-8"))
-    changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
-    if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise images_changed(f"{changed[0]}{more} in {run.path}")
 
 
 def _fill(run: RunFolder, plan: Plan, config: TransferConfig) -> Cells:

@@ -11,7 +11,6 @@ import numpy as np
 
 from lordfast.data import load_image, output_names
 from lordfast.data.images import load_fitted
-from lordfast.diffusion import content_key
 from lordfast.evaluation.inputs import open_folder
 from lordfast.evaluation.pairs import match_keys
 from lordfast.evaluation.transfer.config import SIGNS
@@ -45,7 +44,6 @@ class Twins:
     Attributes:
         names: of the PNGs that become of them, which differ.
         captions: of the originals.
-        keys: for each name a digest of the image, its caption and its attacked versions.
         rows: the attacks in the order given, then the random signs.
         warnings: what was left out, and what looks wrong.
         skipped: paths that could not be read.
@@ -53,7 +51,6 @@ class Twins:
 
     names: list[str]
     captions: list[str | None]
-    keys: list[str]
     rows: list[Row]
     seed: int
     originals: list[Path]
@@ -138,7 +135,6 @@ def open_twins(
     twins = Twins(
         names=[output for _, output, _ in shared],
         captions=[record.caption for _, _, record in shared],
-        keys=[],
         rows=[],
         seed=seed,
         originals=[record.path for _, _, record in shared],
@@ -162,7 +158,7 @@ def _left_out(originals: int, shared: int, attacked: Mapping[str, int]) -> list[
 
 
 def _compare(twins: Twins) -> dict[str, list[int]]:
-    """The largest change of each image by each attack; `twins` gets its keys, as every image is in memory once."""
+    """The largest change of each image by each attack."""
     found: dict[str, list[int]] = {name: [] for name in twins.attacked}
     with progress("comparing originals and attacked images", len(twins)) as advance:
         for index in range(len(twins)):
@@ -174,7 +170,6 @@ def _compare(twins: Twins) -> dict[str, list[int]]:
             original = twins.original(index)
             for name, image in images.items():
                 found[name].append(int(np.abs(image.astype(int) - original).max()))
-            twins.keys.append(content_key(twins.captions[index], original, *images.values()))
             advance()
     return found
 

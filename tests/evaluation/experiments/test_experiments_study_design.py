@@ -184,6 +184,7 @@ def test_values_from_yaml_have_their_fields_types() -> None:
         ({"steps": 2.5}, "stage1: steps: expected int"),
         ({"lr": [1]}, "stage1: lr: expected one value"),
         ({"crop": "top"}, "stage1: crop: expected center/random"),
+        ({"prompt": False}, "stage1: prompt is false .*; expected text"),
     ):
         with pytest.raises(ValueError, match=message):
             read_options(bad, Stage1Config, "stage1")
