@@ -66,8 +66,8 @@ def explain_case(m: str, n: str, k: str, dtype: str, device: str | None) -> list
     """What decides the backend of a LoRD layer's forward and backward pass, as JSON values."""
     import torch
 
-    from lordfast.host import resolve_device
     from lordfast.ops.explain import explain_lord
+    from lordfast.runs.host import resolve_device
 
     dtypes = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     name = dtypes.get(dtype, dtype)

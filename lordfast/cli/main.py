@@ -48,9 +48,6 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # As standard error: a file name that is no text must not end a run that went well.
-        sys.stdout.reconfigure(errors="backslashreplace")
     args = list(sys.argv[1:] if argv is None else argv)
     _settle_terminal()
     # Several libraries take an empty one for the working folder.
@@ -88,7 +85,10 @@ def _run(command: str, args: list[str]) -> int:
     # PEFT imports it where it is installed, and it warns of kernels that it would rather have.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from lordfast.cli.parse import Stopped
+    from lordfast.data.notices import notice
 
+    # What was said of the last command's images in this process is said of this one's too.
+    notice.cache_clear()
     try:
         import_module(f"lordfast.cli.{command}").run(args)
     except Stopped as stopped:

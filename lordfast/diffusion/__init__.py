@@ -9,7 +9,7 @@ from lordfast.diffusion.cache import TensorCache, content_key
 from lordfast.diffusion.families import load_model
 from lordfast.diffusion.model import DTYPES, LatentDiffusion
 from lordfast.diffusion.resolve import resolve_model
-from lordfast.host import resolve_device
+from lordfast.runs.host import resolve_device
 
 __all__ = [
     "DTYPES",

@@ -11,7 +11,7 @@ from typing import Any
 from lordfast.diffusion import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from lordfast.diffusion.model import DTYPES, LatentDiffusion
 from lordfast.diffusion.resolve import resolve_model
-from lordfast.host import resolve_device, without_launcher_variables
+from lordfast.runs.host import resolve_device, without_launcher_variables
 
 _LOADERS: dict[str, Callable[..., LatentDiffusion]] = {
     "StableDiffusionPipeline": stable_diffusion.load,

@@ -12,7 +12,7 @@ from lordfast.diffusion.stable_diffusion import StableDiffusion
 from lordfast.diffusion.stable_diffusion_3 import StableDiffusion3
 from lordfast.diffusion.stable_diffusion_xl import StableDiffusionXL
 from lordfast.diffusion.topologies import Topology, build_denoiser, build_text_encoders, build_vae, find_topology
-from lordfast.host import resolve_device
+from lordfast.runs.host import resolve_device
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 

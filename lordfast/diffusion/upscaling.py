@@ -12,7 +12,7 @@ from torch import Tensor
 from lordfast.diffusion.families import pipeline_index
 from lordfast.diffusion.model import DTYPES
 from lordfast.diffusion.resolve import resolve_model
-from lordfast.host import resolve_device
+from lordfast.runs.host import resolve_device
 
 
 def load_upscaler(upscaler: str | Path, *, device: str = "auto", dtype: str = "fp32") -> Any:

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 import lordfast
-from lordfast.host import resolve_device
 from lordfast.ops import _native
 from lordfast.ops.choice import device_key
+from lordfast.runs.host import resolve_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -13,10 +13,11 @@ from rich.markup import escape
 from torch import Tensor
 
 from lordfast.data import BadImageError, ImageRecord, list_images, load_images
+from lordfast.data.notices import notice_of_all
 from lordfast.diffusion import LatentDiffusion, TensorCache
 from lordfast.diffusion.cache import cached_moments, cached_text
 from lordfast.training.loop import Batches
-from lordfast.training.progress import console, note, progress
+from lordfast.training.progress import console, progress
 from lordfast.training.team import Team
 
 T = TypeVar("T")
@@ -143,7 +144,7 @@ def report_cut(model: LatentDiffusion, prompts: Sequence[str | None], what: str 
         return
     limits = ", ".join(f"{part}: {n}" for part, n in model.text_lengths.items() if any(part in cut for cut in cuts))
     lost = next(iter(cuts[0].values()))
-    note(
+    notice_of_all(
         f"{len(cuts)} of {len(given)} {what} have more tokens than {model.name} reads ({limits}); "
         f"the rest is not used, such as {lost if len(lost) < 80 else lost[:77] + '...'!r}"
     )

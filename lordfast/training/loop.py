@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from lordfast.host import without_launcher_variables
 from lordfast.ranges import phase
+from lordfast.runs.host import without_launcher_variables
 from lordfast.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from lordfast.training.config import RunConfig, check_choices
 from lordfast.training.interrupt import Interrupted, StopOnSignal

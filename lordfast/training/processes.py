@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from lordfast.host import without_launcher_variables
+from lordfast.runs.host import without_launcher_variables
 from lordfast.training.config import RunConfig
 from lordfast.training.interrupt import Interrupted
 from lordfast.training.run import RunFolder

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True)
-
-
-def note(text: str) -> None:
-    """Print a line that users should read on standard error, once however many processes torchrun started."""
-    if os.environ.get("RANK", "0") == "0":
-        # Paths may hold brackets, and a broken line can't be searched for.
-        console.print(f"[yellow]note:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

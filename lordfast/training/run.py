@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from lordfast.files import is_temporary, naming, sweep, write_atomic
-from lordfast.host import recorded_variables, resolve_device
+from lordfast.runs.host import recorded_variables, resolve_device
 from lordfast.training.config import RunConfig, changes, check_choices, read_yaml, write_yaml
 from lordfast.training.inputs import INPUTS_NAME, changed_inputs, load_inputs, read_inputs
 

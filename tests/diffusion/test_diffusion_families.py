@@ -42,7 +42,7 @@ def pipeline(folder: Path) -> Any:
     if folder.name != "sd3":
         made.scheduler = diffusers.DDIMScheduler.from_config(made.scheduler.config)
     made.set_progress_bar_config(disable=True)
-    # As lordfast has them: torch 2.15 takes other products, which round differently, for weights that want a gradient.
+    # As lordfast has them: for weights that want a gradient torch takes other products, which round differently.
     for module in made.components.values():
         if isinstance(module, torch.nn.Module):
             module.requires_grad_(False)

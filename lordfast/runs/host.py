@@ -1,6 +1,6 @@
 """The machine that a run is on: its devices, and the environment variables that change what libraries compute.
 
-Stands below everything but torch.
+Stands below everything but torch and the files at the top.
 """
 
 from __future__ import annotations
