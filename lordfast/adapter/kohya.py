@@ -83,20 +83,20 @@ def spellings(model: nn.Module, part: str, name: str) -> set[str]:
 def _original_name(model: Any, name: str) -> str:
     """Numbers one list of blocks through: two layers and the change of size make three of them a diffusers block."""
     found = _INSIDE.fullmatch(name)
-    if found is None:
+    layers = getattr(getattr(model, "config", None), "layers_per_block", None)
+    if found is None or not isinstance(layers, int):
         return _OUTSIDE.get(name, name)
     half, block, kind, number, inside = found.groups()
     if kind == "resnets":
         inside = _RESNET.get(inside, inside)
     if half is None:
         return f"middle_block.{2 * int(number) + (kind == 'attentions')}.{inside}"
-    layers = model.config.layers_per_block + 1
-    place = int(block) * layers
+    place = int(block) * (layers + 1)
     if kind == "downsamplers":
-        return f"input_blocks.{place + layers}.0.op"
+        return f"input_blocks.{place + layers + 1}.0.op"
     if kind == "upsamplers":
         with_attention = hasattr(model.up_blocks[int(block)], "attentions")
-        return f"output_blocks.{place + layers - 1}.{1 + with_attention}.{inside}"
+        return f"output_blocks.{place + layers}.{1 + with_attention}.{inside}"
     place += int(number)
     level = 1 if kind == "attentions" else 0
     return f"input_blocks.{1 + place}.{level}.{inside}" if half == "down" else f"output_blocks.{place}.{level}.{inside}"

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+
+# Weights, or the index of several files of them, as diffusers and transformers call them; the variant is mostly fp16.
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?\.(?:safetensors|bin)(?:\.index(?:\.(\w+))?\.json)?"
+)
 
 
 def load_parts(source: str, name: str, classes: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,11 +32,10 @@ def load_parts(source: str, name: str, classes: Mapping[str, Any]) -> dict[str, 
     parts: dict[str, Any] = {}
     for part, cls in classes.items():
         has_weights = issubclass(cls, nn.Module)
-        options = {"output_loading_info": True} if has_weights else {}
         try:
-            loaded = cls.from_pretrained(source, subfolder=part, **options)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"model: the {part} of {name} can't be loaded: {error}") from error
+            loaded = _load_weights(cls, source, part) if has_weights else cls.from_pretrained(source, subfolder=part)
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+            raise ValueError(f"model: the {part} of {name} can't be loaded: {shortened(error)}") from error
         if has_weights:
             loaded, report = loaded
             missing = sorted(report["missing_keys"])
@@ -40,6 +47,63 @@ def load_parts(source: str, name: str, classes: Mapping[str, Any]) -> dict[str, 
         if part.startswith("tokenizer"):
             _check_tokenizer(name, part, tokenizer, parts[part.replace("tokenizer", "text_encoder")].config)
     return parts
+
+
+def _load_weights(cls: Any, source: str, part: str) -> Any:
+    """The part, and the report of what was loaded."""
+    options = {"subfolder": part, "output_loading_info": True}
+    if Path(source).is_dir():
+        return cls.from_pretrained(source, variant=weights_variant(source, part), **options)
+    try:
+        return cls.from_pretrained(source, **options)
+    except OSError:
+        variant = _variant_of(_hub_files(source, part), source, part)
+        if variant is None:
+            raise
+        return cls.from_pretrained(source, variant=variant, **options)
+
+
+def weights_variant(folder: str | Path, part: str) -> str | None:
+    """The variant to load of a part's weights in a folder, such as ``fp16``; None where there are weights without one.
+
+    Raises:
+        ValueError: there are several variants, and fp16 is none of them.
+    """
+    path = Path(folder, part)
+    return _variant_of((file.name for file in path.iterdir()) if path.is_dir() else (), folder, part)
+
+
+def _variant_of(files: Iterable[str], source: str | Path, part: str) -> str | None:
+    found = {match[1] or match[2] for match in map(_WEIGHTS.fullmatch, files) if match}
+    if not found or None in found:
+        return None
+    if len(found) > 1 and "fp16" not in found:
+        raise ValueError(
+            f"{Path(source, part)} holds the variants {', '.join(sorted(found))} of the weights; expected one of them, "
+            "fp16, or weights without a variant"
+        )
+    return "fp16" if "fp16" in found else found.pop()
+
+
+def _hub_files(source: str, part: str) -> list[str]:
+    """The names of a part's files: those of the local copy where it holds weights, else those on the hub."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        folder = Path(hf_hub_download(source, "model_index.json")).parent / part
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        if not any(map(_WEIGHTS.fullmatch, names)):
+            there = [Path(name) for name in HfApi().list_repo_files(source)]
+            names = [path.name for path in there if path.parent == Path(part)]
+        return names
+    except OSError:
+        return []
+
+
+def shortened(error: BaseException) -> str:
+    """What an error of a library says, without the pages of names that may follow."""
+    text = "\n".join(str(error).strip().splitlines()[:3]) or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:400]} ..."
 
 
 def _check_tokenizer(name: str, part: str, tokenizer: Any, config: Any) -> None:
