@@ -126,10 +126,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         held = torch.load(file, map_location="cpu", weights_only=True)
     # The unpickler lets through whatever a broken file makes it do.
     except Exception as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{file} is neither a safetensors file nor one by torch.save that holds tensors alone, and nothing else is "
-            f"run or read: {why}"
+            f"{file} is neither a safetensors file nor one by torch.save that holds tensors alone; nothing else is read"
         ) from error
     if isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
         held = held["state_dict"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lordfast.diffusion.families import pipeline_index
-from lordfast.diffusion.loading import shortened, weights_variant
+from lordfast.diffusion.loading import shortened, weights_options
 from lordfast.diffusion.model import DTYPES, resolve_device
 from lordfast.diffusion.resolve import resolve_model
 
@@ -32,7 +32,7 @@ def load_upscaler(upscaler: str | Path, *, device: str = "auto", dtype: str = "f
     from diffusers import StableDiffusionUpscalePipeline
 
     try:
-        variants = [weights_variant(source, part) for part in ("unet", "vae", "text_encoder")]
+        variants = [weights_options(source, part).get("variant") for part in ("unet", "vae", "text_encoder")]
         # diffusers loads the parts that have no such variant without it.
         variant = next((one for one in variants if one is not None), None)
         pipeline: Any = StableDiffusionUpscalePipeline.from_pretrained(
