@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -130,6 +131,19 @@ class LatentDiffusion:
     def text_encoders(self) -> dict[str, Any]:
         """The text encoders that are there, by their name in diffusers' pipeline, in its order."""
         return {part: getattr(self, part) for part in self._text_parts}
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside, no parameter requires a gradient; afterwards those that did do again."""
+        parts = (self.unet, self.vae, *self.text_encoders.values())
+        trained = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     @property
     def tokenizers(self) -> dict[str, Any]:
