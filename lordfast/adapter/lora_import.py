@@ -123,7 +123,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         except SafetensorError as error:
             raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            held = torch.load(file, map_location="cpu", weights_only=True)
     # The unpickler lets through whatever a broken file makes it do.
     except Exception as error:
         raise ValueError(
