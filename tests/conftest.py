@@ -210,6 +210,29 @@ def sd15_folder(save_sd15: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def _text_loras_in_diffusers() -> str:
+    """Why diffusers can't load LoRAs of text encoders with the installed transformers and PEFT; empty if it can."""
+    from peft import LoraConfig
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9
+    )
+    try:
+        CLIPTextModel(config).add_adapter(LoraConfig(target_modules=["q_proj"]))
+    except (ImportError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture
+def text_loras_in_diffusers(_text_loras_in_diffusers: str) -> None:
+    """For tests in which diffusers itself loads LoRAs of text encoders."""
+    if _text_loras_in_diffusers:
+        pytest.skip(f"transformers does not work with the installed PEFT: {_text_loras_in_diffusers}")
+
+
+@pytest.fixture(scope="session")
 def narrow_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``narrow_folder("sdxl")``: a random model of that topology at toy width, written once."""
     from lordfast.diffusion.random_model import write_random

@@ -7,8 +7,26 @@ from typing import Any
 
 from torch import nn
 
-# A layer inside of an attention of a UNet, by diffusers: which half, block, attention, and what is inside.
-_ATTENTION = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.(.+)")
+# A layer inside of a UNet's block, by diffusers: which half, block, kind of part, its number, and what is inside.
+_INSIDE = re.compile(
+    r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.(.+)"
+)
+# The rest of a UNet, and the layers of a residual block, by diffusers and by the original code.
+_OUTSIDE = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_out": "out.2",
+}
+_RESNET = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_TEXT_ATTENTION = re.compile(r"\.self_attn\.(q|k|v|out)_proj$")
 
 
 def is_transformer(model: nn.Module) -> bool:
@@ -29,6 +47,12 @@ def denoiser_key(model: nn.Module, name: str) -> str:
         ValueError: SDXL's layer is in no attention.
     """
     if is_xl(model):
+        if ".attentions." not in name:
+            # Readers drop part of a file that mixes both spellings, so nothing may keep diffusers' names.
+            raise ValueError(
+                f"format kohya holds SDXL's layers inside of attentions, got {name}; save it in format diffusers, or "
+                "train attention layers only"
+            )
         name = _original_name(model, name)
     return f"lora_unet_{name.replace('.', '_')}"
 
@@ -39,17 +63,40 @@ def text_key(model: nn.Module, part: str, name: str) -> str:
     return f"lora_te{number}_{name.replace('.', '_')}"
 
 
+def spellings(model: nn.Module, part: str, name: str) -> set[str]:
+    """What LoRA files call layer `name` of `part` (``unet``, ``text_encoder``, ...), with "_" for every ".".
+
+    Besides diffusers' name of today: that of the UNet's original code, that of diffusers' former attention processors,
+    and a text encoder's with and without the level ``text_model``.
+    """
+    if part.startswith("text_encoder"):
+        bare = name.removeprefix("text_model.")
+        names = {bare, _TEXT_ATTENTION.sub(r".self_attn.to_\1", bare)}
+        names |= {f"text_model.{one}" for one in names}
+    else:
+        names = {name, name.removesuffix(".0") if name.endswith(".to_out.0") else name}
+        if not is_transformer(model):
+            names.add(_original_name(model, name))
+    return {one.replace(".", "_") for one in names}
+
+
 def _original_name(model: Any, name: str) -> str:
     """Numbers one list of blocks through: two layers and the change of size make three of them a diffusers block."""
-    found = _ATTENTION.fullmatch(name)
-    if found is None:
-        # Readers drop part of a file that mixes both spellings, so nothing may keep diffusers' names.
-        raise ValueError(
-            f"format kohya holds SDXL's layers inside of attentions, got {name}; save it in format diffusers, or train "
-            "attention layers only"
-        )
-    half, block, attention, inside = found.groups()
+    found = _INSIDE.fullmatch(name)
+    layers = getattr(getattr(model, "config", None), "layers_per_block", None)
+    if found is None or not isinstance(layers, int):
+        return _OUTSIDE.get(name, name)
+    half, block, kind, number, inside = found.groups()
+    if kind == "resnets":
+        inside = _RESNET.get(inside, inside)
     if half is None:
-        return f"middle_block.{1 + 2 * int(attention)}.{inside}"
-    place = int(block) * (model.config.layers_per_block + 1) + int(attention)
-    return f"input_blocks.{1 + place}.1.{inside}" if half == "down" else f"output_blocks.{place}.1.{inside}"
+        return f"middle_block.{2 * int(number) + (kind == 'attentions')}.{inside}"
+    place = int(block) * (layers + 1)
+    if kind == "downsamplers":
+        return f"input_blocks.{place + layers + 1}.0.op"
+    if kind == "upsamplers":
+        with_attention = hasattr(model.up_blocks[int(block)], "attentions")
+        return f"output_blocks.{place + layers}.{1 + with_attention}.{inside}"
+    place += int(number)
+    level = 1 if kind == "attentions" else 0
+    return f"input_blocks.{1 + place}.{level}.{inside}" if half == "down" else f"output_blocks.{place}.{level}.{inside}"

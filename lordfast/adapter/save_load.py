@@ -144,7 +144,7 @@ def _check_fit(model: nn.Module, config: LordConfig, tensors: dict[str, Tensor],
     for key, tensor in tensors.items():
         name, _, short = key.rpartition(".")
         saved.setdefault(name, {})[short] = tuple(tensor.shape)
-    modules = _bare_modules(model)
+    modules = bare_modules(model)
     for name, shapes in saved.items():
         module = modules.get(name)
         if module is None:
@@ -168,7 +168,7 @@ def _check_fit(model: nn.Module, config: LordConfig, tensors: dict[str, Tensor],
         )
 
 
-def _bare_modules(model: nn.Module) -> dict[str, nn.Module]:
+def bare_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The model's modules by bare name; of a layer and the adapters around it, the layer."""
     modules: dict[str, nn.Module] = {}
     adapters: tuple[str, ...] = ()

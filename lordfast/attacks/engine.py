@@ -266,7 +266,9 @@ def descend(
     for step in range(settings.steps):
         with phase("draw"):
             draw = _draw(generators, shape, model, settings)
-        gradient = finite(partial(_gradient, model, x, fixed, loss, draw, settings.low_memory))
+        # A LoRD in training is attacked too; of its parameters no gradient is wanted, and each would cost its time.
+        with model.frozen():
+            gradient = finite(partial(_gradient, model, x, fixed, loss, draw, settings.low_memory))
         # [0, 1] pixels become [-1, 1] tensors: lengths double.
         length = 2 * settings.step_size(step)
         with phase("step"):

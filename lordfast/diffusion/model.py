@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,8 +35,9 @@ class LatentDiffusion:
     Shapes: pixels (B, 3, H, W) in [-1, 1]; latents (B, C, h, w), scaled as the denoiser wants them;
     timesteps (B,) int64 in [0, T), the noisier the larger. Losses are fp32 whatever the weights are.
 
-    What a family says of itself: `samplers`, `denoiser_multiple`, `_noise_levels`, `target`, `split`, `embed_tokens`,
-    `_denoise`, `pipeline`, and, where it differs from the common case, what is documented there.
+    What a family says of itself: `samplers`, `denoiser_multiple`, `_denoiser_config`, `_noise_levels`, `target`,
+    `split`, `embed_tokens`, `_denoise`, `pipeline`, and, where it differs from the common case, what is documented
+    there.
 
     Attributes:
         unet: the denoiser, whether it is a UNet or a transformer. Adapters are injected into it; the rest stays frozen.
@@ -73,6 +75,7 @@ class LatentDiffusion:
                 value = nn.Module.to(value, device, dtype).eval().requires_grad_(False)
             setattr(self, part, value)
         self._text_parts = tuple(part for part in text if isinstance(text[part], nn.Module))
+        self._check_parts()
         self.scheduler = scheduler
         self.timesteps: int = scheduler.config.num_train_timesteps
         self._scaling: float = vae.config.scaling_factor
@@ -84,10 +87,45 @@ class LatentDiffusion:
         self._signal = signal.to(device=device, dtype=torch.float32)
         self._sigma = sigma.to(device=device, dtype=torch.float32)
 
+    def _check_parts(self) -> None:
+        """Raise a ValueError unless denoiser, VAE and text encoders go together."""
+        expected = {"in_channels": self.vae.config.latent_channels, **self._denoiser_config()}
+        for entry, value in expected.items():
+            got = self.unet.config.get(entry)
+            if got == value or (isinstance(got, list | tuple) and set(got) == {value}):
+                continue
+            raise ValueError(
+                f"model: the parts of {self.name} do not go together: {entry} of the {type(self.unet).__name__} is "
+                f"{got}, expected {value} for these {'latents' if 'channels' in entry else 'text encoders'}"
+                + (", and a denoiser for inpainting or of other inputs can't be used" if entry == "in_channels" else "")
+            )
+        for entry in ("in_channels", "out_channels"):
+            if self.vae.config[entry] != 3:
+                raise ValueError(
+                    f"model: {entry} of the vae of {self.name} is {self.vae.config[entry]}, expected 3 for RGB"
+                )
+
+    def _denoiser_config(self) -> dict[str, Any]:
+        """Entries of the denoiser's config that the other parts decide, besides ``in_channels``."""
+        raise NotImplementedError
+
     @property
     def text_encoders(self) -> dict[str, Any]:
         """The text encoders that are there, by their name in diffusers' pipeline, in its order."""
         return {part: getattr(self, part) for part in self._text_parts}
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside, no parameter requires a gradient; afterwards those that did do again."""
+        parts = (self.unet, self.vae, *self.text_encoders.values())
+        trained = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     @property
     def tokenizers(self) -> dict[str, Any]:

@@ -46,6 +46,14 @@ class StableDiffusion(LatentDiffusion):
             )
         return alpha.sqrt(), (1 - alpha).sqrt()
 
+    def _denoiser_config(self) -> dict[str, Any]:
+        plain = dict.fromkeys(("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type"))
+        return {
+            "out_channels": self.vae.config.latent_channels,
+            "cross_attention_dim": sum(encoder.config.hidden_size for encoder in self.text_encoders.values()),
+            **plain,
+        }
+
     @property
     def denoiser_multiple(self) -> int:
         return 2 ** (len(self.unet.config.block_out_channels) - 1)

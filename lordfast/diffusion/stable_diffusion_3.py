@@ -47,6 +47,17 @@ class StableDiffusion3(LatentDiffusion):
         self._times = (sigma * self.timesteps).to(self.device)
         return 1 - sigma, sigma
 
+    def _denoiser_config(self) -> dict[str, Any]:
+        config, clips = self.unet.config, [self.text_encoder.config, self.text_encoder_2.config]
+        t5 = self.text_encoders.get("text_encoder_3")
+        # The CLIPs' states are padded to the T5's width.
+        width = max(sum(clip.hidden_size for clip in clips), t5.config.d_model if t5 else config.joint_attention_dim)
+        return {
+            "out_channels": None if config.out_channels is None else self.vae.config.latent_channels,
+            "joint_attention_dim": width,
+            "pooled_projection_dim": sum(clip.projection_dim for clip in clips),
+        }
+
     @property
     def denoiser_multiple(self) -> int:
         return self.unet.config.patch_size

@@ -36,6 +36,13 @@ class StableDiffusionXL(StableDiffusion):
         self.zeros_for_empty = zeros_for_empty
         self._sizes: dict[tuple[int, int], Tensor] = {}
 
+    def _denoiser_config(self) -> dict[str, Any]:
+        sizes = 6 * (self.unet.config.addition_time_embed_dim or 0)
+        return super()._denoiser_config() | {
+            "addition_embed_type": "text_time",
+            "projection_class_embeddings_input_dim": self.text_encoder_2.config.projection_dim + sizes,
+        }
+
     def embed_tokens(self, tokens: Tokens) -> Text:
         """``encoder_hidden_states`` (B, L, D1 + D2), of both encoders the states before the last layer;
         ``text_embeds`` (B, D2), the second one's pooled and projected text."""

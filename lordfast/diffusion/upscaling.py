@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lordfast.diffusion.families import pipeline_index
+from lordfast.diffusion.loading import shortened, weights_options
 from lordfast.diffusion.model import DTYPES
 from lordfast.diffusion.resolve import resolve_model
 from lordfast.runs.host import resolve_device
@@ -32,9 +33,14 @@ def load_upscaler(upscaler: str | Path, *, device: str = "auto", dtype: str = "f
     from diffusers import StableDiffusionUpscalePipeline
 
     try:
-        pipeline: Any = StableDiffusionUpscalePipeline.from_pretrained(source, torch_dtype=DTYPES[dtype])
+        variants = [weights_options(source, part).get("variant") for part in ("unet", "vae", "text_encoder")]
+        # diffusers loads the parts that have no such variant without it.
+        variant = next((one for one in variants if one is not None), None)
+        pipeline: Any = StableDiffusionUpscalePipeline.from_pretrained(
+            source, torch_dtype=DTYPES[dtype], variant=variant
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"upscaler: {upscaler} can't be loaded: {error}") from error
+        raise ValueError(f"upscaler: {upscaler} can't be loaded: {shortened(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(resolved_device)
 

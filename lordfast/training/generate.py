@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from lordfast.data import image_grid, load_image, save_png
 from lordfast.diffusion import LatentDiffusion, load_model
@@ -20,15 +17,11 @@ from lordfast.diffusion.sampling import generate
 from lordfast.training.config import RunConfig, check_choices
 from lordfast.training.examples import report_cut
 from lordfast.training.interrupt import Interrupted, StopOnSignal
-from lordfast.training.lora import LORA_NAME, stacking_adapters
+from lordfast.training.lora import LORA_NAME
 from lordfast.training.lord import GATE, LordOptions, load_frozen_lord, parse_lambda
 from lordfast.training.progress import progress
 from lordfast.training.run import RunFolder
 from lordfast.training.speed import SpeedOptions, speed_up
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-# The first factor of each layer, in the spellings of diffusers, of older diffusers, and of kohya.
-_DOWN = re.compile(r"(lora_A|lora\.down|lora_linear_layer\.down|lora_down)\.weight$")
 
 
 @dataclass(kw_only=True)
@@ -40,7 +33,7 @@ class GenerateConfig(LordOptions, SpeedOptions, RunConfig):
     prompt: str
     """What to draw, for instance "a photo of a sks person"."""
     lora: Path | None = None
-    """The run folder of lordfast stage2, or a LoRA file or folder in diffusers or kohya format."""
+    """The run folder of lordfast stage2, or a LoRA file or folder of diffusers, PEFT, kohya or LyCORIS (LoCon)."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8
     """How many images."""
     negative_prompt: str = ""
@@ -66,29 +59,14 @@ def load_adapters(model: LatentDiffusion, lord: Path | None, lora: Path | None, 
     Raises:
         ValueError, FileNotFoundError: a path holds no such weights, or weights of another model.
     """
+    from lordfast.adapter import load_lora
+
     load_frozen_lord(model, LordOptions(lord=lord, lord_lambda=lord_lambda))
     if lora is not None:
-        _load_lora(model, Path(lora))
-
-
-def _load_lora(model: LatentDiffusion, path: Path) -> None:
-    from peft.tuners.lora import LoraLayer
-
-    if path.is_dir():
-        path = path / LORA_FILE
-    if not path.is_file():
-        raise ValueError(f"lora: {path} does not exist; expected a finished stage2 run or a LoRA file")
-    try:
-        with stacking_adapters():
-            model.pipeline().load_lora_weights(path.parent, weight_name=path.name, adapter_name=LORA_NAME)
-        stored = sum(bool(_DOWN.search(key)) for key in load_file(path))
-    except (RuntimeError, KeyError, OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"lora: {path} does not fit {model.name}: {error}") from error
-    parts = (model.unet, *model.text_encoders.values())
-    loaded = sum(isinstance(m, LoraLayer) and LORA_NAME in m.lora_A for part in parts for m in part.modules())
-    # diffusers passes over layers that the model does not have.
-    if loaded != stored:
-        raise ValueError(f"lora: {path} does not fit {model.name}: only {loaded} of its {stored} layers are in it")
+        try:
+            load_lora(model, lora, LORA_NAME)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"lora: {error}") from error
 
 
 def draw_missing(

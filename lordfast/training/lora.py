@@ -55,7 +55,7 @@ def add_lora(
     """Inject a trainable fp32 LoRA `name` (B'' = 0, A'' gaussian) into the denoiser and, on request, the text encoders
     that the model's family can train."""
     from diffusers.training_utils import cast_training_params
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     torch.manual_seed(derive_seed(seed, "lora"))
     config: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "init_lora_weights": "gaussian"}
@@ -63,7 +63,8 @@ def add_lora(
         model.unet.add_adapter(LoraConfig(target_modules=list(target_modules), **config), adapter_name=name)
     cast_training_params(model.unet, torch.float32)
     for part, encoder in model.lora_text_encoders.items() if text_encoder else ():
-        encoder.add_adapter(LoraConfig(target_modules=model.text_lora_targets(part), **config), adapter_name=name)
+        # Not the encoder's add_adapter: transformers and PEFT refuse each other's releases there.
+        inject_adapter_in_model(LoraConfig(target_modules=model.text_lora_targets(part), **config), encoder, name)
         cast_training_params(encoder, torch.float32)
 
 

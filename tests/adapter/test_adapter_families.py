@@ -97,11 +97,11 @@ def _prediction(model: LatentDiffusion) -> Tensor:
 
 
 def _add_lora(module: Any, targets: list[str], text: bool = False) -> None:
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        module.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=targets), adapter_name="sks")
+        inject_adapter_in_model(LoraConfig(r=2, lora_alpha=8, target_modules=targets), module, "sks")
         for name, parameter in module.named_parameters():
             if ".lora_" in name:
                 nn.init.normal_(parameter, std=0.3 if text else 0.2)
@@ -110,6 +110,7 @@ def _add_lora(module: Any, targets: list[str], text: bool = False) -> None:
 @pytest.mark.parametrize(
     ("family", "format"), [("sdxl", "diffusers"), ("sdxl", "kohya"), ("sd3", "diffusers"), ("sd15", "kohya")]
 )
+@pytest.mark.usefixtures("text_loras_in_diffusers")
 def test_plain_diffusers_loads_the_lora_of_both_streams_and_every_encoder(
     family: str, format: str, narrow_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 
 import lordfast
 from lordfast.adapter.lora_export import lora_factors
@@ -42,9 +42,10 @@ torch.save(results, out)
 
 def _add_text_lora(text_encoder: torch.nn.Module, name: str) -> None:
     config = LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj", "out_proj"], init_lora_weights=False)
-    text_encoder.add_adapter(config, adapter_name=name)
+    inject_adapter_in_model(config, text_encoder, name)
 
 
+@pytest.mark.usefixtures("text_loras_in_diffusers")
 def test_plain_diffusers_loads_a_lora_trained_over_lord(
     pipe: StableDiffusionPipeline, tiny: SimpleNamespace, tmp_path: Path
 ) -> None:

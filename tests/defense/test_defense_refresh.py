@@ -13,6 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lordfast.adapter import LordConfig
+from lordfast.attacks.budget import Budget
+from lordfast.attacks.engine import PgdSettings, perturb
 from lordfast.attacks.pgd import LdmLoss
 from lordfast.data import list_images, load_image, save_png
 from lordfast.defense import adversaries as adversaries_module
@@ -111,6 +114,48 @@ def test_a_refresh_attacks_the_model_with_the_lord_of_that_moment(stage1: Any, m
     assert not torch.equal(noise, other_noise)
     final = load_file(config.out / "lord.safetensors")
     assert any(not torch.equal(value, final[name.removesuffix(".lord")]) for name, value in later.items())
+
+
+def test_an_attack_on_a_lord_in_training_takes_the_image_s_gradient_alone(demo_model: Any) -> None:
+    unet = demo_model.unet
+    with torch.random.fork_rng():
+        unet.add_adapter(LordConfig(r=2, target_modules=["to_q"], init_weights=False), adapter_name="lord")
+
+    def trained() -> set[str]:
+        return {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
+
+    before = trained()
+    calls = 0
+
+    class Watched(LdmLoss):
+        def __call__(self, model: Any, inputs: Any) -> Tensor:
+            nonlocal calls
+            calls += 1
+            value = super().__call__(model, inputs)
+            nodes = [value.grad_fn]
+            seen = set(nodes)
+            for node in nodes:
+                new = {after for after, _ in node.next_functions if after is not None} - seen
+                seen |= new
+                nodes += new
+            # The whole graph of the loss has one leaf, the image.
+            leaves = [node.variable for node in nodes if hasattr(node, "variable")]
+            assert [leaf.shape for leaf in leaves] == [inputs.original.shape]
+            if calls == 3:
+                raise RuntimeError("in the middle")
+            return value
+
+    settings = PgdSettings(budget=Budget(8 / 255, 4 / 255), steps=2)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    arguments = (demo_model, [image], demo_model.embed(["a photo"]))
+    found = perturb(*arguments, Watched(), settings)
+    assert trained() == before and before
+    with pytest.raises(RuntimeError, match="in the middle"):
+        perturb(*arguments, Watched(), settings)
+    assert trained() == before and all(parameter.grad is None for parameter in unet.parameters())
+    unet.requires_grad_(False)
+    np.testing.assert_array_equal(found, perturb(*arguments, LdmLoss(), settings))
+    assert np.abs(found - image).max() > 4
 
 
 def test_refreshes_that_never_come_are_refused_before_anything_is_written(stage1: Any) -> None:

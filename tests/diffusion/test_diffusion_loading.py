@@ -4,7 +4,9 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -84,6 +86,117 @@ def test_damaged_weights_are_named(damaged: Path, part: str) -> None:
     (weights,) = (damaged / part).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     with pytest.raises(ValueError, match=f"the {part} of .* can't be loaded"):
+        load_model(damaged)
+
+
+def _as_variant(folder: Path, variant: str, *, half: bool = True, safe: bool = True) -> None:
+    """Replaces a part's weights by a variant of them."""
+    (path,) = folder.glob("*.safetensors")
+    weights = {key: value.half() if half else value for key, value in load_file(path).items()}
+    path.unlink()
+    if safe:
+        save_file(weights, folder / f"{path.stem}{variant}.safetensors", metadata={"format": "pt"})
+    else:
+        stem = {"model": "pytorch_model"}.get(path.stem, path.stem)
+        torch.save(weights, folder / f"{stem}{variant}.bin")
+
+
+def test_weights_of_one_variant_or_in_bin_files_are_loaded(
+    damaged: Path, sd15_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _as_variant(damaged / "unet", ".fp16")
+    _as_variant(damaged / "vae", ".fp16", safe=False)
+    _as_variant(damaged / "text_encoder", "", half=False, safe=False)
+    whole, model = load_model(sd15_folder, device="cpu"), load_model(damaged, device="cpu")
+    assert "unsafe" not in "".join(capfd.readouterr())
+    for part in PARTS:
+        expected, found = getattr(whole, part).state_dict(), getattr(model, part).state_dict()
+        for key, value in expected.items():
+            value = value.half().float() if part != "text_encoder" and value.is_floating_point() else value
+            assert torch.equal(found[key], value), (part, key)
+
+    # In several files, as both libraries split them; and a whole one next to it goes first.
+    for part in ("unet", "text_encoder"):
+        shutil.rmtree(damaged / part)
+        getattr(whole, part).save_pretrained(damaged / part, variant="fp16", max_shard_size="50KB")
+        assert len(list((damaged / part).glob("*.index.fp16.json"))) == 1
+    shutil.copytree(sd15_folder / "vae", damaged / "vae", dirs_exist_ok=True)
+    model = load_model(damaged, device="cpu")
+    for part in PARTS:
+        found = getattr(model, part).state_dict()
+        assert all(torch.equal(found[key], value) for key, value in getattr(whole, part).state_dict().items()), part
+
+    shutil.copytree(sd15_folder / "unet", damaged / "unet", dirs_exist_ok=True)
+    for path in (damaged / "unet").glob("*fp16*"):
+        path.unlink()
+    _as_variant(damaged / "unet", ".ema")
+    shutil.copy(
+        damaged / "unet" / "diffusion_pytorch_model.ema.safetensors", damaged / "unet" / "diffusion_pytorch_model.b.bin"
+    )
+    with pytest.raises(
+        ValueError, match=r"the unet of .*damaged.unet holds the variants b, ema of the weights; expected"
+    ):
+        load_model(damaged)
+
+
+def test_code_in_a_bin_file_is_not_run(damaged: Path) -> None:
+    class Runs:
+        def __reduce__(self) -> Any:
+            return exec, ("raise SystemExit('code of the file was run')",)
+
+    for part, name in (("text_encoder", "pytorch_model.bin"), ("unet", "diffusion_pytorch_model.bin")):
+        for path in (damaged / part).glob("*.safetensors"):
+            path.unlink()
+        torch.save({"weight": Runs()}, damaged / part / name)
+        with pytest.raises(ValueError, match=f"the {part} of .* can't be loaded"):
+            load_model(damaged)
+        shutil.rmtree(damaged / part)
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "change", "message"),
+    [
+        ("sd15", "unet", {"in_channels": 9}, "in_channels of the UNet2DConditionModel is 9, expected 4 .* inpainting"),
+        ("sd15", "unet", {"out_channels": 8}, "out_channels of the UNet2DConditionModel is 8, expected 4"),
+        ("sd15", "unet", {"num_class_embeds": 5}, "num_class_embeds of .* is 5, expected None"),
+        ("sd15", "vae", {"latent_channels": 8}, "in_channels of the UNet2DConditionModel is 4, expected 8"),
+        (
+            "sdxl",
+            "unet",
+            {"cross_attention_dim": 48},
+            r"cross_attention_dim of .* is 48, expected 40 for these text enc",
+        ),
+        (
+            "sdxl",
+            "unet",
+            {"projection_class_embeddings_input_dim": 99},
+            "projection_class_embeddings_input_dim of .* is 99, expec",
+        ),
+        ("sd3", "transformer", {"in_channels": 33}, "in_channels of the SD3Transformer2DModel is 33, expected 16"),
+        ("sd3", "transformer", {"joint_attention_dim": 8}, "joint_attention_dim of .* is 8, expected"),
+        ("sd3", "transformer", {"pooled_projection_dim": 8}, "pooled_projection_dim of .* is 8, expected"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(
+    family: str, part: str, change: dict[str, int], message: str, narrow_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(narrow_folder(family), tmp_path / "model"))
+    cls = {
+        "unet": diffusers.UNet2DConditionModel,
+        "vae": diffusers.AutoencoderKL,
+        "transformer": diffusers.SD3Transformer2DModel,
+    }[part]
+    config = dict(cls.load_config(folder, subfolder=part)) | change
+    cls.from_config(config).save_pretrained(folder / part)
+    with pytest.raises(ValueError, match=f"model: the parts of .* do not go together: {message}"):
+        load_model(folder, device="cpu")
+
+
+def test_weights_of_other_shapes_than_the_config_s_are_named(damaged: Path) -> None:
+    path = damaged / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"intermediate_size": 99}))
+    with pytest.raises(ValueError, match=r"the text_encoder of .*mlp\.fc1\.bias has shape .* config asks for \(99,\)$"):
         load_model(damaged)
 
 

@@ -1,6 +1,7 @@
 """Stage 2 on the embedded model: what trains, what stays, what is saved, and the bits of a resumed run."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,20 @@ def test_the_base_model_is_not_touched(stage2: Any, trained: list[Any], demo_mod
 
 @pytest.mark.parametrize("settings", [{}, {"lora_alpha": 10.0}, {"format": "kohya"}, {"train_text_encoder": True}])
 def test_plain_diffusers_loads_what_was_trained(
-    stage2: Any, trained: list[Any], predict: Any, settings: dict[str, Any], tmp_path: Path, demo_model: Any
+    stage2: Any,
+    trained: list[Any],
+    predict: Any,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    demo_model: Any,
+    request: pytest.FixtureRequest,
 ) -> None:
     from diffusers import StableDiffusionPipeline
 
     from lordfast.diffusion import resolve_model
 
+    if "train_text_encoder" in settings:
+        request.getfixturevalue("text_loras_in_diffusers")
     run_stage2(stage2(lr=2e-2, text_encoder_lr=2e-2, **settings))
     scaling = {layer.scaling["lora"] for layer in trained[0].unet.modules() if isinstance(layer, LoraLayer)}
     assert scaling == {settings.get("lora_alpha", 4) / 4}
@@ -112,6 +121,34 @@ def test_generate_s_model_is_the_one_that_was_trained(
     only_lora = load_model("demo", device="cpu")
     load_adapters(only_lora, None, tmp_path / "stage2")
     assert (predict(only_lora) - predict(trained[0])).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_text_encoders_need_nothing_of_transformers_adapters(
+    family: str,
+    stage2: Any,
+    trained: list[Any],
+    narrow_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers.integrations.peft import PeftAdapterMixin
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise ValueError("The version of PEFT you are using is not compatible")
+
+    for method in ("add_adapter", "load_adapter", "set_adapter", "active_adapters", "get_adapter_state_dict"):
+        monkeypatch.setattr(PeftAdapterMixin, method, refuses)
+    folder = str(narrow_folder(family))
+    run_stage2(stage2(model=folder, train_text_encoder=True, lr=2e-2, text_encoder_lr=2e-2, steps=2))
+    loaded = load_model(folder, device="cpu")
+    bare = loaded.embed(["a photo"])
+    load_adapters(loaded, None, tmp_path / "stage2")
+    expected = trained[0].embed(["a photo"])
+    for name, value in loaded.embed(["a photo"]).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+        assert (value - bare[name]).abs().max() > 1e-3
+    assert all(any("lora_A" in name for name, _ in m.named_modules()) for m in loaded.lora_text_encoders.values())
 
 
 def test_the_text_encoder_s_lora_trains_at_its_own_rate(stage2: Any, tmp_path: Path) -> None:
