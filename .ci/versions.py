@@ -1,6 +1,6 @@
 """Environments with the oldest, the newest and the pinned versions of what lordfast needs, and its tests in each.
 
-    pip install nox uv
+    pip install nox==2026.10.20 uv==0.13.9
     python .ci/versions.py oldest newest py310 py311 py312 py313      # or some of them; -- ARGS go to pytest
 
 * oldest: every lower bound of pyproject.toml, on Python 3.10

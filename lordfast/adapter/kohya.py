@@ -1,4 +1,4 @@
-"""What kohya's trainer, and the user interfaces that read its files, call the layers of a LoRA."""
+"""What kohya's trainer and others call the layers of a LoRA and their tensors in a file."""
 
 from __future__ import annotations
 
@@ -27,6 +27,32 @@ _RESNET = {
     "conv_shortcut": "skip_connection",
 }
 _TEXT_ATTENTION = re.compile(r"\.self_attn\.(q|k|v|out)_proj$")
+
+# What a tensor is to its layer, by the end of its key: kohya's and LyCORIS' spelling, PEFT's (perhaps with the
+# adapter's name), diffusers' of the denoiser and of text encoders, and that of diffusers' former attention processors.
+_SLOTS = {
+    slot: re.compile(pattern)
+    for slot, pattern in {
+        "A": r"\.(lora_down|lora_A(\.\w+)?|lora(_linear_layer)?\.down)\.weight$|_lora\.down\.weight$",
+        "B": r"\.(lora_up|lora_B(\.\w+)?|lora(_linear_layer)?\.up)\.weight$|_lora\.up\.weight$",
+        "mid": r"\.lora_mid\.weight$",
+        "alpha": r"([._]lora(_linear_layer)?)?\.alpha$",
+        "dora_scale": r"([._]lora(_linear_layer)?)?\.dora_scale$",
+        "magnitude": r"\.lora_magnitude_vector(\.\w+)*$",
+    }.items()
+}
+# What else such files hold, by a part of the key.
+_OTHERS = {
+    r"\bhada_": "a LoHa",
+    r"\blokr_": "a LoKr",
+    r"\b(oft|boft)_": "an OFT",
+    r"\.diff(_b)?$": "a full difference of weights",
+    r"\.[wb]_norm$": "a trained norm",
+    r"\.on_input$": "an IA3",
+    r"\.[ab][12]\.weight$": "a GLoRA",
+    r"^bundle_emb|string_to_param|^(clip_[lg]|t5xxl|<?s\d+>?|emb_params)$": "an embedding (textual inversion)",
+    r"\blora_[AB](\.\w+)?\.bias$": "a LoRA with biases",
+}
 
 
 def is_transformer(model: nn.Module) -> bool:
@@ -78,6 +104,25 @@ def spellings(model: nn.Module, part: str, name: str) -> set[str]:
         if not is_transformer(model):
             names.add(_original_name(model, name))
     return {one.replace(".", "_") for one in names}
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """The layer and the slot that the key of a tensor in a LoRA file stands for.
+
+    The slots are A, B, mid (LoCon), alpha, dora_scale (LyCORIS' DoRA magnitudes) and magnitude (PEFT's).
+
+    Raises:
+        ValueError: the tensor is no part of a LoRA.
+    """
+    kind = next((kind for pattern, kind in _OTHERS.items() if re.search(pattern, key)), None)
+    for slot, pattern in _SLOTS.items() if kind is None else ():
+        if match := pattern.search(key):
+            return key[: match.start()], slot
+    what = f"part of {kind}" if kind else "of an unknown kind"
+    raise ValueError(
+        f"its tensor {key} is {what}; "
+        "expected matrices A and B (lora_down, lora_up), their alpha, lora_mid, DoRA magnitudes, and nothing else"
+    )
 
 
 def _original_name(model: Any, name: str) -> str:

@@ -20,38 +20,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lordfast.adapter.control import denoiser_of
-from lordfast.adapter.kohya import is_transformer, spellings
+from lordfast.adapter.kohya import is_transformer, spellings, split_key
 from lordfast.adapter.lora_export import LORA_WEIGHTS_NAME
 from lordfast.adapter.save_load import bare_modules
 
 _FILES = (LORA_WEIGHTS_NAME, "pytorch_lora_weights.bin", "adapter_model.safetensors", "adapter_model.bin")
 _TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
-# What a tensor is to its layer, by the end of its key: kohya's and LyCORIS' spelling, PEFT's (perhaps with the
-# adapter's name), diffusers' of the denoiser and of text encoders, and that of diffusers' former attention processors.
-_SLOTS = {
-    slot: re.compile(pattern)
-    for slot, pattern in {
-        "A": r"\.(lora_down|lora_A(\.\w+)?|lora(_linear_layer)?\.down)\.weight$|_lora\.down\.weight$",
-        "B": r"\.(lora_up|lora_B(\.\w+)?|lora(_linear_layer)?\.up)\.weight$|_lora\.up\.weight$",
-        "mid": r"\.lora_mid\.weight$",
-        "alpha": r"([._]lora(_linear_layer)?)?\.alpha$",
-        "dora_scale": r"([._]lora(_linear_layer)?)?\.dora_scale$",
-        "magnitude": r"\.lora_magnitude_vector(\.\w+)*$",
-    }.items()
-}
-# What else such files hold, by a part of the key.
-_OTHERS = {
-    r"\bhada_": "a LoHa",
-    r"\blokr_": "a LoKr",
-    r"\b(oft|boft)_": "an OFT",
-    r"\.diff(_b)?$": "a full difference of weights",
-    r"\.[wb]_norm$": "a trained norm",
-    r"\.on_input$": "an IA3",
-    r"\.[ab][12]\.weight$": "a GLoRA",
-    r"^bundle_emb|string_to_param|^(clip_[lg]|t5xxl|<?s\d+>?|emb_params)$": "an embedding (textual inversion)",
-    r"\blora_[AB](\.\w+)?\.bias$": "a LoRA with biases",
-}
 # Initialisations of PEFT that change the base weights, which the adapter's file does not hold.
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -169,7 +144,10 @@ class _Importer:
 
     def layers(self, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, _Factors]]:
         """{part: {layer: its LoRA}} of all `tensors`. Errors as of `load_lora`."""
-        split = {key: self._split(key) for key in tensors}
+        try:
+            split = {key: split_key(key) for key in tensors}
+        except ValueError as error:
+            raise ValueError(f"{self._file} is no plain LoRA: {error}") from None
         if not any(slot in ("A", "B") for _, slot in split.values()):
             raise ValueError(f"{self._file} holds no LoRA")
         for key, tensor in tensors.items():
@@ -187,18 +165,6 @@ class _Importer:
         for (part, path), keys in slots.items():
             found.setdefault(part, {})[path] = self._factors(part, path, keys, tensors, alphas[part, path])
         return found
-
-    def _split(self, key: str) -> tuple[str, str]:
-        """The layer and the slot that a key stands for."""
-        kind = next((kind for pattern, kind in _OTHERS.items() if re.search(pattern, key)), None)
-        for slot, pattern in _SLOTS.items() if kind is None else ():
-            if match := pattern.search(key):
-                return key[: match.start()], slot
-        what = f"part of {kind}" if kind else "of an unknown kind"
-        raise ValueError(
-            f"{self._file} is no plain LoRA: its tensor {key} is {what}; "
-            "expected matrices A and B (lora_down, lora_up), their alpha, lora_mid, DoRA magnitudes, and nothing else"
-        )
 
     def _locate(self, layer: str, key: str) -> tuple[str, str, str]:
         """Part and path of a layer in the model, and its path as the file has it."""
