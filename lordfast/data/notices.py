@@ -11,8 +11,8 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def notice(text: str) -> None:
-    """Log a warning, by whichever process reads the image."""
-    logger.warning(text)
+    """Log a warning, by whichever process reads the image; what is not UTF-8 in a file's name is escaped."""
+    logger.warning(text.encode("utf-8", "backslashreplace").decode())
 
 
 def notice_of_all(text: str) -> None:
