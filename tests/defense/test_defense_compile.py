@@ -117,6 +117,7 @@ def test_lord_is_in_the_graphs_and_the_gates_are_collected(traced_only: None, de
 
 _SCRIPT = """
 import copy, json, torch
+from types import SimpleNamespace
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from lordfast.adapter import LordConfig
 from lordfast.defense.objective import DefenseObjective
@@ -131,6 +132,7 @@ unet = UNet2DConditionModel(
 )
 vae = AutoencoderKL(block_out_channels=(16,), norm_num_groups=4, sample_size=8)
 text = torch.nn.Linear(2, 2)
+text.config = SimpleNamespace(hidden_size=12)
 model = StableDiffusion(
     name="tiny", unet=unet, vae=vae, text_encoder=text, tokenizer=None, device=torch.device("cpu"),
     dtype=torch.float32, scheduler=DDPMScheduler(prediction_type="epsilon"),

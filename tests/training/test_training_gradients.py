@@ -177,5 +177,5 @@ def test_when_fsdp_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate.utils import DistributedType
 
     assert make_accelerator("fp32", torch.device("cpu")).distributed_type == DistributedType.NO
-    with pytest.raises(ValueError, match="fsdp: expected several processes"):
+    with pytest.raises(ValueError, match=f"fsdp, which {FSDP_FLAG} .* asks for: expected several processes"):
         wants_fsdp(FsdpOptions(), accelerator)
