@@ -6,7 +6,6 @@ gradients are averaged once a step, so checkpoints are those of a run without FS
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from collections.abc import Iterable
@@ -51,15 +50,7 @@ def wants_fsdp(config: FsdpOptions, accelerator: Any) -> bool:
     ):
         if given:
             raise ValueError(f"fsdp, {name}: both were given; expected at most one")
-    if "ignored_params" not in _signature():
-        raise ValueError(f"fsdp: expected torch 2.7 or newer, got {torch.__version__}")
     return True
-
-
-def _signature() -> Iterable[str]:
-    from torch.distributed.fsdp import fully_shard
-
-    return inspect.signature(fully_shard).parameters
 
 
 def shard_base(denoiser: nn.Module, accelerator: Any) -> Sharded:
