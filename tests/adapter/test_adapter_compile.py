@@ -37,6 +37,9 @@ def net() -> Iterator[Net]:
     peft.inject_adapter_in_model(lord, net, "lord")
     lora = peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
     peft.inject_adapter_in_model(lora, net, "sks")
+    # PEFT before 0.21 freezes what was injected before.
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_("lord_" in name or "lora_" in name)
     yield net
     torch._dynamo.reset()
 
