@@ -263,27 +263,27 @@ def descend(
     # Low memory takes one draw at a time: no repeats.
     fixed = _Fixed.of(original, text, 1 if settings.low_memory else settings.draws)
     finite = _Finite(model.dtype)
-    for step in range(settings.steps):
-        with phase("draw"):
-            draw = _draw(generators, shape, model, settings)
-        # A LoRD in training is attacked too; of its parameters no gradient is wanted, and each would cost its time.
-        with model.frozen():
+    # A LoRD in training is attacked too; of its parameters no gradient is wanted, and each would cost its time.
+    with model.frozen():
+        for step in range(settings.steps):
+            with phase("draw"):
+                draw = _draw(generators, shape, model, settings)
             gradient = finite(partial(_gradient, model, x, fixed, loss, draw, settings.low_memory))
-        # [0, 1] pixels become [-1, 1] tensors: lengths double.
-        length = 2 * settings.step_size(step)
-        with phase("step"):
-            x = pgd_step(
-                x,
-                original,
-                gradient,
-                step_size=length,
-                eps=2 * budget.eps,
-                norm=budget.norm,
-                direction=loss.direction,
-                out=x,
-            )
-        if on_step is not None:
-            on_step(step + 1)
+            # [0, 1] pixels become [-1, 1] tensors: lengths double.
+            length = 2 * settings.step_size(step)
+            with phase("step"):
+                x = pgd_step(
+                    x,
+                    original,
+                    gradient,
+                    step_size=length,
+                    eps=2 * budget.eps,
+                    norm=budget.norm,
+                    direction=loss.direction,
+                    out=x,
+                )
+            if on_step is not None:
+                on_step(step + 1)
     finite.check()
     return x
 
