@@ -105,18 +105,17 @@ class _One:
     tell: Callable[..., Any]
     skipped: int = 0
     without_image: int = 0
-    mute: int = 0
+    captions: list[str | None] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
     def attack(self, number: int, check: Callable[[], None], log: Log) -> None:
         """Write the attacked archive; `check` is called before each batch and may raise."""
-        captions: list[str | None] = []
         sums: dict[str, float] = {"images": 0, "unchanged": 0, "loss_clean": 0.0, "loss_attacked": 0.0}
         rows_path = self.folder / "metrics" / f"{self.path.stem}.jsonl"
         with write_archive(self.folder / self.path.name) as writer, replacing(rows_path) as rows:
             with rows.open("x", encoding="utf-8") as file:
                 for samples in self._windows():
-                    for sample, row in self._attacked(samples, check, captions):
+                    for sample, row in self._attacked(samples, check):
                         writer.add(sample)
                         if row is None:
                             continue
@@ -126,16 +125,16 @@ class _One:
                         for name in ("loss_clean", "loss_attacked"):
                             sums[name] += row[name]
                     self.tell(0, f"{self.path.name}: {sums['images']:.0f} images")
-            report_cut(self.results.model, captions, f"captions in {self.path.name}")
+            report_cut(self.results.model, self.captions, f"captions in {self.path.name}")
             images = sums["images"]
             if self.left:
                 notice(
                     f"{self.path}: {len(self.left)} images are not attacked, being none or not the only one of a "
                     f"sample: {shortened(self.left)}"
                 )
-            if self.mute:
+            if mute := self.captions.count(None):
                 notice(
-                    f"{self.path}: {self.mute} of {images:.0f} images have no caption: attacked under the empty "
+                    f"{self.path}: {mute} of {images:.0f} images have no caption: attacked under the empty "
                     "prompt; --prompt gives one"
                 )
             if not images and not self.reading.skip_bad:
@@ -157,17 +156,13 @@ class _One:
             yield window
 
     def _attacked(
-        self, samples: Sequence[tuple[int, Sample]], check: Callable[[], None], captions: list[str | None]
+        self, samples: Sequence[tuple[int, Sample]], check: Callable[[], None]
     ) -> Iterator[tuple[Sample, dict[str, Any] | None]]:
-        """The samples, in order: the attacked ones, each with its row, and those without an image.
-
-        Args:
-            captions: those of the images are appended to it.
-        """
+        """The samples, in order: the attacked ones, each with its row, and those without an image."""
         model = self.results.model
         found = [(sample, self._open(place, sample) if place else None, place) for place, sample in samples]
         opened = [(sample, *one) for sample, one, _ in found if one is not None]
-        captions += [job.record.caption for _, job, _ in opened]
+        self.captions += [job.record.caption for _, job, _ in opened]
         attacked: dict[int, tuple[np.ndarray, dict[str, Any]]] = {}
         frames = {job.step: frame for _, job, frame in opened}
         for batch in batches_of(
@@ -198,7 +193,6 @@ class _One:
             caption = self.reading.prompt if self.reading.prompt is not None else sample.caption
         except ValueError as error:
             raise ValueError(f"images: {self.path}: {error}") from None
-        self.mute += caption is None
         record = ImageRecord(self.path / name, name, caption)
         try:
             content = sample.members[str(sample.image)]
